@@ -1,0 +1,120 @@
+"""Connections to the user's file and the one thread that writes it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import apsw
+
+from replicated_sqlite_agent.errors import FileUnusableError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+BUSY_TIMEOUT_S = 30.0
+"""How long the agent waits for the application's transaction before it reports that the file is busy."""
+BUSY_STEP_S = 0.001
+
+
+def connect(path: Path) -> apsw.Connection:
+    """Open the file as the agent uses it: the application's triggers and foreign-key actions do not run.
+
+    What the user's triggers and cascades do arrives as rows of its own. CHECK never refuses a merged row.
+    """
+    db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
+    db.set_busy_handler(_patient)
+    db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+    # A TRUNCATE of the WAL at the last close belongs to the application, not to a side process.
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+    db.pragma("foreign_keys", False)
+    db.pragma("ignore_check_constraints", True)
+    db.pragma("recursive_triggers", False)
+    # Positions commit with the rows they count, so a commit lost with the power is simply taken from the stream again.
+    db.pragma("synchronous", "NORMAL")
+    return db
+
+
+def _patient(attempt: int) -> bool:
+    """Busy handler: SQLite's own one soon sleeps 100 ms at a time, far longer than an application holds its lock."""
+    time.sleep(BUSY_STEP_S)
+    return attempt * BUSY_STEP_S < BUSY_TIMEOUT_S
+
+
+def open_database(path: Path) -> apsw.Connection:
+    """`connect`, after checking that the file is a database that can be written.
+
+    Raises FileUnusableError with the reason; the file is not changed.
+    """
+    try:
+        db = connect(path)
+        if db.readonly("main"):
+            raise FileUnusableError(f"{path} cannot be written: give the agent the application's user and a writable volume")
+        damage = db.execute("SELECT count(*) FROM sqlite_schema").get
+        assert damage is not None
+        _check_first_pages(db, path)
+    except apsw.NotADBError as error:
+        raise FileUnusableError(
+            f"{path} is not an SQLite database (or is encrypted): set `database` to the application's file"
+        ) from error
+    except apsw.CorruptError as error:
+        raise FileUnusableError(f"{path} is damaged ({error}): restore it from a snapshot or repair it first") from error
+    except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.IOError) as error:
+        raise FileUnusableError(f"{path} cannot be opened for writing: {error}") from error
+    return db
+
+
+def _check_first_pages(db: apsw.Connection, path: Path) -> None:
+    """Reading every root page finds damage that opening alone does not, at the cost of one page a table."""
+    for name, kind in db.execute("SELECT name, type FROM pragma_table_list WHERE schema = 'main'").fetchall():
+        if kind in ("table", "shadow"):
+            quoted = name.replace('"', '""')
+            db.execute(f'SELECT 1 FROM main."{quoted}" LIMIT 1').fetchall()  # noqa: S608 - quoted name
+
+
+class Worker:
+    """One thread that runs callables in order; a connection used only there needs no lock."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run it on the thread and wait for the result. It is finished even if the waiting is cancelled."""
+        return await asyncio.wrap_future(self._threads.submit(function, *args, **kwargs))
+
+    def close(self) -> None:
+        """Finish what is queued and end the thread."""
+        self._threads.shutdown(wait=True)
+
+
+@contextmanager
+def write_transaction(db: apsw.Connection, held: Callable[[float], None] | None = None) -> Iterator[None]:
+    """``BEGIN IMMEDIATE`` … ``COMMIT``; rolled back on any exception. ``held`` gets the seconds of the write lock."""
+    db.execute("BEGIN IMMEDIATE")
+    began = time.perf_counter()
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    finally:
+        if held is not None:
+            held(time.perf_counter() - began)
+
+
+@contextmanager
+def read_transaction(db: apsw.Connection) -> Iterator[None]:
+    """One snapshot for several reads. Keep it short: a long one slows every commit of the application."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        if db.in_transaction:
+            db.execute("ROLLBACK")

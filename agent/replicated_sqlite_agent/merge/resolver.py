@@ -1,0 +1,179 @@
+"""Two states of one row -> their join, and what is lost by it. Pure; the same on every replica.
+
+The larger life wins whole; within one life each column takes its larger version. A lexicographic product of maxima is a
+lattice, so the order of arrival, repetition and batching cannot matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from replicated_sqlite_agent.changes import (
+    ZERO,
+    RowState,
+    Stretch,
+    Value,
+    Vector,
+    Version,
+    canonical,
+    context_of,
+)
+
+WHOLE_ROW = "*"
+
+Concurrent = Callable[[Version, Version], bool]
+"""(loser, winner) -> whether the winner's writer did not know the loser."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A write that a merge discards although its writer could not know: the identity names the write."""
+
+    column: str
+    """The column, or ``*`` for a whole row."""
+    version: Version
+    value: Value | Mapping[str, Value]
+    winner: Version
+    winner_value: Value | Mapping[str, Value] | None
+    rule: str
+
+
+@dataclass(frozen=True, slots=True)
+class Knowledge:
+    """Who knew what: needed to tell a conflict from a plain successor."""
+
+    sender: int
+    stretches: tuple[Stretch, ...]
+    """The contexts of the sender's writes in this group, oldest first."""
+    vector: Vector
+    """What is applied here."""
+    own_run: int
+    contexts: Mapping[int, Vector]
+    """run -> what it had seen at its last write applied here."""
+
+    def _seen_by(self, winner: Version) -> Vector:
+        if winner.run == self.sender:
+            return context_of(self.stretches, winner.clock)
+        return self.stretches[-1].seen if self.stretches else {}
+
+    def blind(self, loser: Version, winner: Version) -> bool:
+        """The incoming ``winner`` was written without knowing the local ``loser``."""
+        return loser.run != winner.run and loser.clock > self._seen_by(winner).get(loser.run, 0)
+
+    def unseen(self, loser: Version, winner: Version) -> bool:
+        """The incoming ``loser`` is news here, and the local ``winner`` was written without knowing it."""
+        if loser.run == winner.run or loser.clock <= self.vector.get(loser.run, 0):
+            return False
+        known = self.vector if winner.run == self.own_run else self.contexts.get(winner.run, {})
+        return loser.clock > known.get(loser.run, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The state to store (None: keep what is here) and the writes that are lost."""
+
+    state: RowState | None
+    losses: tuple[Loss, ...] = ()
+
+
+KEEP = Decision(None)
+
+
+def resolve(
+    incoming: RowState,
+    local: RowState | None,
+    knowledge: Knowledge,
+    columns: Sequence[str],
+    horizon: Vector,
+) -> Decision:
+    """What an incoming state does to the local one.
+
+    ``local`` is None when the key is neither stored nor remembered as deleted. ``columns`` are the value columns of
+    both sides together.
+    """
+    if local is None:
+        forgotten = incoming.life == ZERO or incoming.life.clock <= horizon.get(incoming.life.run, 0)
+        return KEEP if forgotten else Decision(canonical(incoming, columns))
+    if incoming.life > local.life:
+        return Decision(canonical(incoming, columns), _losses_of(local, incoming, knowledge.blind))
+    if incoming.life < local.life:
+        return Decision(None, _losses_of(incoming, local, knowledge.unseen))
+    if not local.alive or not incoming.alive:
+        return KEEP
+    return _join_columns(incoming, local, knowledge, columns)
+
+
+def _losses_of(loser: RowState, winner: RowState, concurrent: Concurrent) -> tuple[Loss, ...]:
+    """The writes of a life that another life beats, as far as the winner's writer did not know them."""
+    if not loser.alive:
+        return ()
+    rule = "later insert" if winner.alive else "delete"
+    shown = dict(winner.values) if winner.alive else None
+    losses = []
+    whole = loser.life if loser.columns else loser.update
+    if whole != ZERO and concurrent(whole, winner.life):
+        losses.append(Loss(WHOLE_ROW, whole, dict(loser.values), winner.life, shown, rule))
+    for column, value in loser.values.items() if loser.columns else ():
+        version = loser.version_of(column)
+        if version != loser.life and concurrent(version, winner.life):
+            losses.append(Loss(column, version, value, winner.life, shown.get(column) if shown else None, rule))
+    return tuple(losses)
+
+
+def _join_columns(incoming: RowState, local: RowState, knowledge: Knowledge, columns: Sequence[str]) -> Decision:
+    if incoming.update == local.update and not incoming.columns and not local.columns:
+        return KEEP
+    if not incoming.columns and not local.columns and incoming.values.keys() == local.values.keys():
+        return _join_rows(incoming, local, knowledge)
+    versions: dict[str, Version] = {}
+    values: dict[str, Value] = {}
+    losses: list[Loss] = []
+    changed = False
+    for column in columns:
+        theirs = incoming.version_of(column) if column in incoming.values else None
+        ours = local.version_of(column) if column in local.values else None
+        if theirs is not None and (ours is None or theirs > ours):
+            versions[column], values[column], changed = theirs, incoming.values[column], True
+            if ours is not None and _lost(local, column, incoming, knowledge.blind):
+                losses.append(_column_loss(local, column, incoming))
+        elif ours is not None:
+            versions[column], values[column] = ours, local.values[column]
+            if theirs is not None and theirs < ours and _lost(incoming, column, local, knowledge.unseen):
+                losses.append(_column_loss(incoming, column, local))
+    if not changed:
+        return Decision(None, tuple(losses))
+    update = max(incoming.update, local.update)
+    merged = RowState(local.life, alive=True, update=update, columns=versions, values=values)
+    return Decision(canonical(merged, versions), tuple(losses))
+
+
+def _join_rows(incoming: RowState, local: RowState, knowledge: Knowledge) -> Decision:
+    """Both rows were written whole: the later one is taken whole."""
+    newer = incoming.update > local.update
+    loser, winner = (local, incoming) if newer else (incoming, local)
+    concurrent = knowledge.blind if newer else knowledge.unseen
+    losses: tuple[Loss, ...] = ()
+    if loser.update != loser.life and loser.values != winner.values and concurrent(loser.update, winner.update):
+        rule, shown = "later write", dict(winner.values)
+        losses = (Loss(WHOLE_ROW, loser.update, dict(loser.values), winner.update, shown, rule),)
+    return Decision(incoming if newer else None, losses)
+
+
+def _lost(loser: RowState, column: str, winner: RowState, concurrent: Concurrent) -> bool:
+    """Whether a column's losing value is a write of its own that the winner's writer did not know."""
+    version = loser.version_of(column)
+    if version == loser.life or loser.values[column] == winner.values[column]:
+        return False
+    return concurrent(version, winner.version_of(column))
+
+
+def _column_loss(loser: RowState, column: str, winner: RowState) -> Loss:
+    return Loss(
+        column,
+        loser.version_of(column),
+        loser.values[column],
+        winner.version_of(column),
+        winner.values[column],
+        "later write",
+    )

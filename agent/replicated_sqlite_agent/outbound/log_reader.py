@@ -1,0 +1,379 @@
+"""Reads everything the log says after a position into one group. A reader: it never takes the write lock.
+
+A group is all of it, to the end of the log, read in one snapshot: values are read late, so a cut in the middle would
+show states that never were. Versions that are not stored yet are computed as the fold will compute them.
+"""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from replicated_sqlite_agent.capture.install import Catalog
+from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG
+from replicated_sqlite_agent.changes import Key, Kind, Mention, RowState, Stretch, Vector
+from replicated_sqlite_agent.database.connection import connect, read_transaction
+from replicated_sqlite_agent.database.exact import Row, execute, select
+from replicated_sqlite_agent.database.identifiers import quote
+from replicated_sqlite_agent.database.own_tables import Progress, Runs, key_columns, read_progress
+from replicated_sqlite_agent.merge.fold import fold_key
+from replicated_sqlite_agent.replica.keyless import name_of
+from replicated_sqlite_agent.replica.rows import Rows
+from replicated_sqlite_agent.replica.state import FileReplacedError, extended, stamp
+from replicated_sqlite_agent.wire import IMAGE_ROWS_MIN, Block, Header, encode_frame, image_schema, row_to_wire
+
+UNFOLDED_ROWS_MAX = 256
+"""More log rows than this are folded first: stored versions are joined by SQL, computed ones row by row in Python."""
+
+SLICE_ROWS = 5_000
+IMAGE_BYTES_MAX = 4 << 20
+"""An image holds this much at most, one row alone may be larger: bounds the memory of sender and receiver."""
+
+SPOOL_MEMORY_BYTES = 4 << 20
+"""A body larger than this waits in a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Up to where this run has handed groups to the stream: clock and log row."""
+
+    clock: int
+    seq: int
+
+
+class NotReadyError(Exception):
+    """The writer has to do something first: fold, or install capture for a new schema."""
+
+    def __init__(self, *, install: bool = False) -> None:
+        super().__init__("install" if install else "fold")
+        self.install = install
+
+
+@dataclass(slots=True)
+class Group:
+    """One encoded group. ``body`` is at its beginning and ``size`` bytes long."""
+
+    run: int
+    id: bytes
+    lo: int
+    hi: int
+    seq: int
+    rows: int
+    size: int
+    body: BinaryIO
+    covers: dict[int, tuple[int, int]]
+    unrowed: list[tuple[int, Key]] = field(default_factory=list)
+    """(table number, key) of rows that the versions call alive and the table has not: to be logged as deletes."""
+
+    def slices(self, size: int) -> Iterator[bytes]:
+        """The body in pieces of at most this many bytes; one empty piece for an empty body."""
+        self.body.seek(0)
+        piece = self.body.read(size)
+        yield piece
+        while len(piece) == size and (piece := self.body.read(size)):
+            yield piece
+
+
+class LogReader:
+    """The outbound thread's view of the file."""
+
+    def __init__(self, path: Path, spool: Path) -> None:
+        self.db = connect(path)
+        self._spool = spool
+        self._catalog = Catalog(-1, {}, {})
+        self._tables: dict[int, Rows] = {}
+        self._widths: dict[int, int] = {}
+        self.db.execute("ATTACH ':memory:' AS out")
+
+    def close(self) -> None:
+        """Close the reader's connection."""
+        self.db.close()
+
+    def newest(self) -> int:
+        """The number of the newest log row."""
+        return int(self.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
+
+    def read(self, run: int, sent: Sent, covers_sent: dict[int, tuple[int, int]], catalog: Catalog) -> Group | None:
+        """Everything after ``sent`` as one group, None if there is nothing to say.
+
+        Raises NotReadyError if the writer must act first, FileReplacedError if the file is of another run.
+        """
+        with read_transaction(self.db):
+            if int(self.db.pragma("schema_version")) != catalog.schema_version:
+                raise NotReadyError(install=True)
+            progress = read_progress(self.db)
+            if progress.run != run:
+                raise FileReplacedError(str(self.db.filename))
+            covers = {} if progress.covers == covers_sent else progress.covers
+            newest = self.newest()
+            if newest <= sent.seq and not covers:
+                return None
+            if newest - progress.folded_seq > UNFOLDED_ROWS_MAX:
+                raise NotReadyError
+            runs = Runs.read(self.db)
+            self._follow(catalog, runs)
+            return self._group(progress, runs, sent, newest, covers)
+
+    def _follow(self, catalog: Catalog, runs: Runs) -> None:
+        if catalog is not self._catalog:
+            self._catalog = catalog
+            self._tables = {number: Rows(self.db, captured, runs) for number, captured in catalog.by_number.items()}
+            self._widths = {number: len(c.table.key) for number, c in catalog.by_number.items()}
+        for rows in self._tables.values():
+            rows.runs = runs
+
+    def _group(
+        self, progress: Progress, runs: Runs, sent: Sent, newest: int, covers: dict[int, tuple[int, int]]
+    ) -> Group | None:
+        log = self._log_rows(progress.folded_seq)
+        mentions, clock = stamp(log, progress, self._widths)
+        if any(self._tables[n].table.keyless for n in mentions if n in self._tables):
+            raise NotReadyError
+        seen = runs.vector()
+        seen.pop(progress.run, None)
+        stretches = tuple(s for s in progress.stretches if s.clock > sent.clock)
+        if log or not stretches:
+            stretches = extended(stretches, Stretch(clock, seen))
+        hi = max(clock, sent.clock)
+        spool = cast(BinaryIO, tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES, dir=self._spool))  # noqa: SIM115
+        header = Header(
+            progress.node,
+            sent.clock,
+            hi,
+            newest,
+            [(s.clock, s.seen) for s in stretches],
+            covers,
+            seen | {progress.run: hi},
+        )
+        spool.write(encode_frame(header))
+        group = Group(progress.run, secrets.token_bytes(8), sent.clock, hi, newest, 0, 0, spool, covers)
+        for block in self._blocks(progress, sent, newest, mentions, group):
+            spool.write(encode_frame(block))
+            group.rows += block.count
+        group.size = spool.tell()
+        if not group.rows and not covers and hi <= sent.clock:
+            spool.close()
+            return None
+        return group
+
+    def _log_rows(self, after: int, upto: int | None = None) -> list[Row]:
+        columns = ["seq", "top", "ts", "mask", *(f"k{i + 1}" for i in range(max(self._widths.values(), default=1)))]
+        bound = "" if upto is None else f" AND seq <= {upto}"
+        return select(self.db, columns, f"FROM {LOG} WHERE seq > ?{bound} ORDER BY seq", (after,))
+
+    def _blocks(
+        self,
+        progress: Progress,
+        sent: Sent,
+        newest: int,
+        mentions: dict[int, dict[Key, list[Mention]]],
+        group: Group,
+    ) -> Iterator[Block]:
+        """The rows of the group: stored versions first, then those that are only in the log yet."""
+        stored_upto = min(newest, progress.folded_seq)
+        if stored_upto - sent.seq > IMAGE_ROWS_MIN:
+            for low in range(sent.seq, stored_upto, SLICE_ROWS):
+                yield from self._stored_blocks(progress, sent, low, min(low + SLICE_ROWS, stored_upto), mentions, group)
+        else:
+            for row in self._log_rows(sent.seq, stored_upto) if stored_upto > sent.seq else []:
+                number, kind = divmod(cast(int, row[1]), KIND_FACTOR)
+                key = row[4 : 4 + self._widths.get(number, 1)]
+                told = mentions.setdefault(number, {}).setdefault(key, [])
+                if kind == Kind.SAY_AGAIN:
+                    told.insert(0, Mention(Kind.SAY_AGAIN, 0, 0))
+        for number, by_key in mentions.items():
+            if number in self._tables:
+                yield from self._computed_block(self._tables[number], by_key, progress, sent, group)
+        for rows in self._tables.values():
+            if rows.table.keyless:
+                yield from self._ended_rows(rows, progress, sent, group.covers)
+
+    # ---- row by row ----------------------------------------------------------------------------------------------
+
+    def _computed_block(
+        self, rows: Rows, by_key: dict[Key, list[Mention]], progress: Progress, sent: Sent, group: Group
+    ) -> Iterator[Block]:
+        """Rows whose versions come from the log as well as from the side table, as msgpack."""
+        said: list[tuple[Key, RowState]] = []
+        for key, told in by_key.items():
+            if None in key:
+                continue
+            named = name_of(rows, key) if rows.table.keyless else key
+            state = self._state(rows, named, told, progress.run) if named is not None else None
+            if state is None:
+                continue
+            again = any(m.kind == Kind.SAY_AGAIN for m in told)
+            if not again and not any(v.run == progress.run and v.clock > sent.clock for v in state.versions()):
+                continue
+            if state.alive and not state.values and rows.table.columns:
+                group.unrowed.append((rows.captured.number, key))
+                continue
+            said.append((named, state))  # type: ignore[arg-type]
+        for start in range(0, len(said), SLICE_ROWS):
+            yield from _msgpack_blocks(rows, said[start : start + SLICE_ROWS])
+
+    def _state(self, rows: Rows, key: Key, told: list[Mention], run: int) -> RowState | None:
+        """Versions as the fold will store them, values as they are now; None if the key was never more than touched."""
+        here, _ = rows.state(key)
+        changes = [m for m in told if m.clock]
+        if not changes:
+            if here is None and (stored := rows.entry(key)) is not None:
+                return stored.state  # called alive, but without values: the caller reports it
+            return here
+        stored = rows.entry(key)
+        visible = rows.present(key)
+        hidden = bool(rows.table.unique) and rows.hidden(key) is not None
+        after = fold_key(
+            changes,
+            stored.state if stored is not None else None,
+            present=visible,
+            hidden=hidden,
+            run=run,
+            columns=rows.table.columns,
+            by_column=rows.captured.by_column,
+        )
+        if after is None or not after.alive:
+            return here if after is None else after
+        values = here.values if here is not None and here.alive else (rows.visible(key) or {})
+        if stored is not None and not stored.state.alive:
+            values = rows.visible(key) or {}
+        return RowState(after.life, alive=True, update=after.update, columns=after.columns, values=values)
+
+    # ---- by the thousand -------------------------------------------------------------------------------------------
+
+    def _stored_blocks(
+        self,
+        progress: Progress,
+        sent: Sent,
+        low: int,
+        high: int,
+        mentions: dict[int, dict[Key, list[Mention]]],
+        group: Group,
+    ) -> Iterator[Block]:
+        """One slice of the log, everything in it folded: an SQLite image for each table, made by one statement."""
+        bounds = f"seq > {low} AND seq <= {high}"
+        tops = f"SELECT top / {KIND_FACTOR}, count(*) FROM {LOG} WHERE {bounds} GROUP BY 1 ORDER BY 1"  # noqa: S608
+        for number, count in self.db.execute(tops).fetchall():
+            rows = self._tables.get(number)
+            if rows is None:
+                continue
+            later = mentions.get(number, {})
+            if count < IMAGE_ROWS_MIN or (rows.table.unique and rows.any_hidden()) or not rows.table.key_is_exact:
+                told = self._mentioned(rows, low, high)
+                yield from self._computed_block(
+                    rows, {k: v for k, v in told.items() if k not in later}, progress, sent, group
+                )
+            else:
+                yield from self._images(rows, progress, sent, low, high, later)
+
+    def _mentioned(self, rows: Rows, low: int, high: int) -> dict[Key, list[Mention]]:
+        """The keys of one table that a slice of the log names, as mentions without a clock."""
+        width, top = len(rows.table.key), rows.captured.number * KIND_FACTOR
+        columns = [*(f"k{i + 1}" for i in range(width)), f"max(top = {top + Kind.SAY_AGAIN})"]
+        rest = (
+            f"FROM {LOG} WHERE seq > {low} AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} "
+            f"GROUP BY {key_columns(width)}"
+        )
+        found = select(self.db, columns, rest)
+        return {row[:width]: [Mention(Kind.SAY_AGAIN, 0, 0)] if row[width] else [] for row in found}
+
+    def _images(
+        self, rows: Rows, progress: Progress, sent: Sent, low: int, high: int, later: dict[Key, list[Mention]]
+    ) -> Iterator[Block]:
+        """The images of one table for a slice of the log; halved until an image fits its bound."""
+        if high - low > 1 and self._bytes(rows, low, high) > IMAGE_BYTES_MAX:
+            middle = (low + high) // 2
+            yield from self._images(rows, progress, sent, low, middle, later)
+            yield from self._images(rows, progress, sent, middle, high, later)
+            return
+        table = rows.table
+        self._fill_image(rows, sent, low, high, later, rows.runs.id_of(self.db, progress.run))
+        count = int(self.db.execute("SELECT count(*) FROM out.r").get or 0)
+        if count:
+            image = self.db.serialize("out")
+            used = self.db.execute("SELECT lr FROM out.r UNION SELECT ur FROM out.r WHERE ur IS NOT NULL").fetchall()
+            numbers = {row[0]: rows.runs.by_id[row[0]].run for row in used}
+            key = ["run", "number"] if table.keyless else list(table.key_names)
+            yield Block(table.name, table.digest, key, list(table.columns), numbers, count, None, image)
+
+    def _bytes(self, rows: Rows, low: int, high: int) -> int:
+        """The size of the rows that a slice of the log names; reads only the headers of records."""
+        table = rows.table
+        base = " AND ".join(f"b.{quote(k.name)} = m.k{i + 1}" for i, k in enumerate(table.key))
+        size = " + ".join(f"coalesce(octet_length(b.{quote(c)}), 0)" for c in table.columns) or "0"
+        keys, top = key_columns(len(table.key)), rows.captured.number * KIND_FACTOR
+        query = (
+            f"SELECT sum({size}) FROM (SELECT DISTINCT {keys} FROM {LOG} WHERE seq > {low} AND seq <= {high} "  # noqa: S608
+            f"AND top BETWEEN {top} AND {top + KIND_FACTOR - 1}) AS m JOIN {quote(table.name)} AS b ON {base}"
+        )
+        return int(self.db.execute(query).get or 0)
+
+    def _fill_image(
+        self, rows: Rows, sent: Sent, low: int, high: int, later: dict[Key, list[Mention]], own: int
+    ) -> None:
+        table = rows.table
+        width, top = len(table.key), rows.captured.number * KIND_FACTOR
+        names = ("s.run", "s.number") if table.keyless else tuple(f"m.k{i + 1}" for i in range(width))
+        values = [f"b.{quote(c)}" for c in table.columns]
+        side = " AND ".join(f"s.k{i + 1} = m.k{i + 1}" for i in range(width))
+        base = " AND ".join(f"b.{quote(k.name)} = m.k{i + 1}" for i, k in enumerate(table.key))
+        shown = f"b.{quote(table.key[0].name)} IS NOT NULL"
+        self._new_image(len(names), len(values))
+        if later:
+            self.db.execute(f"CREATE TABLE out.later({key_columns(width)}, PRIMARY KEY ({key_columns(width)}))")
+            marks = ", ".join("?" * width)
+            for key in later:
+                execute(self.db, f"INSERT OR IGNORE INTO out.later VALUES ({marks})", key)  # noqa: S608
+        except_later = " AND ".join(f"x.k{i + 1} = m.k{i + 1}" for i in range(width))
+        exclude = f"AND NOT EXISTS (SELECT 1 FROM out.later AS x WHERE {except_later})" if later else ""  # noqa: S608
+        self.db.execute(
+            "INSERT INTO out.r SELECT "  # noqa: S608 - quoted names
+            f"{', '.join(names)}, coalesce(s.l, 0), coalesce(s.lr, 0), coalesce(s.dead, 0), s.u, s.ur, s.x"
+            f"{''.join(', ' + v for v in values)} "
+            f"FROM (SELECT {key_columns(width)}, max(top = {top + Kind.SAY_AGAIN}) AS again FROM {LOG} WHERE seq > {low} "
+            f"AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} GROUP BY {key_columns(width)}) AS m "
+            f"LEFT JOIN {rows.side} AS s ON {side} LEFT JOIN {quote(table.name)} AS b ON {base} "
+            f"WHERE (s.dead OR {shown}) AND (m.again OR s.x IS NOT NULL OR (s.lr = {own} AND s.l > {sent.clock}) "
+            f"OR (s.ur = {own} AND s.u > {sent.clock})) {exclude}"
+        )
+        if later:
+            self.db.execute("DROP TABLE out.later")
+
+    def _new_image(self, keys: int, columns: int) -> None:
+        """Empty the image database. Freed pages are zeroed (secure_delete), so they cost nothing once compressed."""
+        self.db.execute("PRAGMA out.secure_delete = 1")
+        self.db.execute("DROP TABLE IF EXISTS out.r")
+        self.db.execute(image_schema(keys, columns).replace("CREATE TABLE r", "CREATE TABLE out.r"))
+
+    def _ended_rows(self, rows: Rows, progress: Progress, sent: Sent, covers: dict[int, tuple[int, int]]) -> Iterator[Block]:
+        """Deleted rows of a table without a key: their rowid is gone, so they are found by the version of the delete."""
+        floors: Vector = {run: lo for run, (lo, _) in covers.items()} | {progress.run: sent.clock}
+        said: list[tuple[Key, RowState]] = []
+        for run, floor in floors.items():
+            known = rows.runs.by_run.get(run)
+            if known is None:
+                continue
+            query = f"SELECT run, number, l, lr, dead, u, ur, x FROM {rows.side} WHERE dead AND lr = ? AND l > ?"  # noqa: S608
+            for row in self.db.execute(query, (known.id, floor)).fetchall():
+                said.append((row[:2], rows.decode_entry(row[2:])))
+        yield from _msgpack_blocks(rows, said)
+
+
+def _msgpack_blocks(rows: Rows, said: list[tuple[Key, RowState]]) -> Iterator[Block]:
+    """Rows as msgpack, a block for each 64 rows or 1 MiB: the memory of both sides stays small."""
+    table = rows.table
+    key = ["run", "number"] if table.keyless else list(table.key_names)
+    for start in range(0, len(said), IMAGE_ROWS_MIN):
+        part = said[start : start + IMAGE_ROWS_MIN]
+        numbers: dict[int, int] = {}
+        for _, state in part:
+            for version in state.versions():
+                numbers.setdefault(version.run, len(numbers))
+        wire = [row_to_wire(k, state, table.columns, numbers) for k, state in part]
+        by_number = {number: run for run, number in numbers.items()}
+        yield Block(table.name, table.digest, key, list(table.columns), by_number, len(wire), wire)
+

@@ -1,0 +1,312 @@
+"""One replica: the file, how far it is, and the fold that gives versions to local writes.
+
+All methods run on the writer thread. Progress and positions are kept in memory as well; after a transaction that was
+rolled back they are read again, so memory never runs ahead of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import apsw
+
+from replicated_sqlite_agent.capture.install import CaptureOptions, Captured, Catalog, install
+from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG, NOW_MS
+from replicated_sqlite_agent.changes import Key, Kind, Mention, Stretch, Vector, advance
+from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.connection import open_database, write_transaction
+from replicated_sqlite_agent.database.exact import Row, execute, select
+from replicated_sqlite_agent.database.identifiers import PREFIX
+from replicated_sqlite_agent.database.own_tables import (
+    FORMAT,
+    Progress,
+    Runs,
+    create,
+    exists,
+    file_format,
+    key_columns,
+    read_progress,
+    write_progress,
+)
+from replicated_sqlite_agent.database.schema import read_schema
+from replicated_sqlite_agent.errors import FileUnusableError
+from replicated_sqlite_agent.replica.keyless import fold_keyless, renew_rowids
+from replicated_sqlite_agent.replica.local import fold_table
+from replicated_sqlite_agent.replica.rows import Rows
+from replicated_sqlite_agent.replica.uniqueness import settle
+
+FOLD_ROWS_MAX = 4_000
+"""Log rows folded in one transaction while the application writes: about 8 ms of the write lock."""
+
+TRIM_ROWS_MAX = 20_000
+"""Log rows deleted in one transaction."""
+
+
+class FileReplacedError(Exception):
+    """The file at the path is no longer the one this run began with."""
+
+
+class Replica:
+    """The writer's view of one database file."""
+
+    def __init__(self, path: Path, options: CaptureOptions, counters: Counters) -> None:
+        self.path, self.options, self.counters = path, options, counters
+        self.db = open_database(path)
+        self.progress = Progress("", "", 0)
+        self.runs = Runs([])
+        self.catalog = Catalog(-1, {}, {})
+        self.tables: dict[int, Rows] = {}
+        self._acknowledged: tuple[int, int, int] = (0, 0, 0)
+        self.on_install: Callable[[], None] = lambda: None
+
+    # ---- the life of a run -------------------------------------------------------------------------------------
+
+    def start_run(self, run: int, cluster: str, node: str) -> None:
+        """Begin a new run on this file: install capture, announce what the former run may not have published.
+
+        Every start of an agent is a new run, so that a restored copy or a cloned volume can never give one version to
+        two values. Raises FileUnusableError if the file belongs to another cluster or a newer format.
+        """
+        with write_transaction(self.db, self.counters.write_lock_s.append):
+            if not exists(self.db):
+                create(self.db)
+                self.progress = Progress(cluster, node, run)
+                write_progress(self.db, self.progress)
+                self.runs = Runs.read(self.db)
+                self._use(install(self.db, self.options, founding=True))
+            else:
+                self._check_owner(cluster)
+                create(self.db)
+                self.runs = Runs.read(self.db)
+                self.progress = replace(read_progress(self.db), node=node)
+                self._install()
+                self._succeed(run)
+            self.runs.advance(self.db, run, self.progress.clock, node=node)
+            self._fold_all()
+            write_progress(self.db, self.progress)
+        self.counters.runs_started += 1
+
+    def _check_owner(self, cluster: str) -> None:
+        found = file_format(self.db)
+        if found > FORMAT:
+            raise FileUnusableError(
+                f"{self.path} was written by a newer agent (format {found}, this one knows {FORMAT}): upgrade this agent"
+            )
+        owner = read_progress(self.db).cluster
+        if owner != cluster:
+            raise FileUnusableError(
+                f"{self.path} belongs to cluster {owner}, not {cluster}: set `cluster` to {owner}, "
+                "or run `rsqlite-agent uninstall` on the file first"
+            )
+
+    def _succeed(self, run: int) -> None:
+        """Take over from the former run of this file: what it folded but may not have published is said again."""
+        old = self.progress
+        published_seq = min(old.published_seq, old.folded_seq)
+        keys = key_columns(self._log_width())
+        self.db.execute(
+            f"INSERT INTO {LOG}(top, ts, mask, {keys}) SELECT DISTINCT top / {KIND_FACTOR} * {KIND_FACTOR} + "  # noqa: S608
+            f"{Kind.SAY_AGAIN}, {NOW_MS}, 0, {keys} FROM {LOG} WHERE seq > ? AND seq <= ?",
+            (published_seq, old.folded_seq),
+        )
+        covers = dict(old.covers)
+        if old.clock > old.published:
+            covers[old.run] = (min(old.published, covers.get(old.run, (old.published, 0))[0]), old.clock)
+        self.runs.advance(self.db, old.run, old.clock, self.vector_of_others())
+        self.progress = replace(
+            old, run=run, published=0, published_seq=published_seq, stretches=(), covers=covers
+        )
+        self._acknowledged = (0, 0, 0)
+
+    # ---- transactions ------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """A write transaction on the file of this run, with capture fitting the present schema."""
+        try:
+            with write_transaction(self.db, self.counters.write_lock_s.append):
+                run = self.db.execute(f"SELECT run FROM {PREFIX}state").get  # noqa: S608 - constant name
+                if run != self.progress.run:
+                    raise FileReplacedError(f"{self.path} was replaced by another copy")
+                self._take_acknowledgement()
+                if int(self.db.pragma("schema_version")) != self.catalog.schema_version:
+                    self._install()
+                before = self.progress
+                yield
+                if self.progress is not before or self._acknowledged[0]:
+                    write_progress(self.db, self.progress)
+        except BaseException:
+            self._reload()
+            raise
+
+    def _reload(self) -> None:
+        """Memory follows the file after a rollback."""
+        try:
+            self.runs = Runs.read(self.db)
+            self.progress = read_progress(self.db)
+        except apsw.Error:
+            return  # the file is gone or replaced: the caller's exception says so
+        for rows in self.tables.values():
+            rows.runs = self.runs
+
+    def acknowledged(self, run: int, published: int, published_seq: int) -> None:
+        """The stream has everything up to here. Called from another thread; stored by the next transaction."""
+        self._acknowledged = (run, published, published_seq)
+
+    def _take_acknowledgement(self) -> None:
+        run, published, published_seq = self._acknowledged
+        if run != self.progress.run or published < self.progress.published:
+            return
+        covers = self.progress.covers if published == self.progress.published else {}
+        self.progress = replace(
+            self.progress,
+            published=published,
+            published_seq=max(published_seq, self.progress.published_seq),
+            stretches=tuple(s for s in self.progress.stretches if s.clock > published),
+            covers=covers,
+        )
+
+    # ---- schema ------------------------------------------------------------------------------------------------
+
+    def _use(self, catalog: Catalog) -> None:
+        self.catalog = catalog
+        self.tables = {number: Rows(self.db, captured, self.runs) for number, captured in catalog.by_number.items()}
+        self.counters.schema_installs += 1
+        self.on_install()
+
+    def _install(self) -> None:
+        """The schema changed: fold by the old capture what it logged, then make capture fit."""
+        present = read_schema(self.db).tables
+        usable = {
+            number
+            for number, captured in self.catalog.by_number.items()
+            if (now := present.get(captured.table.name)) is not None and now.key == captured.table.key
+        }
+        if self.catalog.by_number:
+            while self.fold(FOLD_ROWS_MAX, usable):
+                pass
+        self._use(install(self.db, self.options, founding=False))
+        for rows in self.tables.values():
+            if rows.table.keyless:
+                renew_rowids(self.db, rows, LOG, rows.captured.number * KIND_FACTOR)
+
+    def rows_of(self, captured: Captured) -> Rows:
+        """The rows of a captured table."""
+        return self.tables[captured.number]
+
+    # ---- the fold ----------------------------------------------------------------------------------------------
+
+    def _log_width(self) -> int:
+        return max((len(c.table.key) for c in self.catalog.by_number.values()), default=1)
+
+    def vector_of_others(self) -> Vector:
+        """What this replica has applied of all runs but its own."""
+        vector = self.runs.vector()
+        vector.pop(self.progress.run, None)
+        return vector
+
+    def unfolded(self) -> int:
+        """How many log rows wait to be folded."""
+        newest = self.db.execute(f"SELECT max(seq) FROM {LOG}").get  # noqa: S608 - constant name
+        return max(0, (newest or 0) - self.progress.folded_seq)
+
+    def fold_all(self) -> None:
+        """Give versions to every local write so far. Part of each transaction that merges anything."""
+        self._fold_all()
+
+    def _fold_all(self) -> None:
+        while self.fold(FOLD_ROWS_MAX):
+            pass
+
+    def fold(self, rows_max: int, usable: set[int] | None = None) -> int:
+        """Give versions to the next log rows, at most this many; returns how many they were.
+
+        A function of stored facts only: see merge/fold.py. ``usable``: numbers of the tables that still exist as the
+        capture knew them.
+        """
+        width = self._log_width()
+        columns = ["seq", "top", "ts", "mask", *(f"k{i + 1}" for i in range(width))]
+        rest = f"FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT ?"
+        rows = select(self.db, columns, rest, (self.progress.folded_seq, rows_max))
+        if not rows:
+            return 0
+        seen = self.vector_of_others()
+        mentions, clock = stamp(rows, self.progress, {n: len(c.table.key) for n, c in self.catalog.by_number.items()})
+        for number, by_key in mentions.items():
+            if number not in self.tables or (usable is not None and number not in usable):
+                continue  # the application dropped the table with all its rows
+            self._fold_one(self.tables[number], by_key, settle_now=usable is None)
+        self.progress = replace(
+            self.progress,
+            folded_seq=int(rows[-1][0]),  # type: ignore[arg-type]
+            clock=clock,
+            stretches=extended(self.progress.stretches, Stretch(clock, seen)),
+        )
+        self.runs.advance(self.db, self.progress.run, clock)
+        self.counters.folded_rows += len(rows)
+        return len(rows)
+
+    def _fold_one(self, rows: Rows, by_key: dict[Key, list[Mention]], *, settle_now: bool) -> None:
+        if rows.table.keyless:
+            fold_keyless(rows, by_key, self.progress.run)
+            return
+        for key in [key for key in by_key if None in key]:
+            del by_key[key]
+            self.counters.rows_without_key += 1
+        fold_table(rows, by_key, self.progress.run)
+        if settle_now and rows.table.unique and rows.any_hidden():
+            settle(rows, list(by_key))
+
+    def trim(self) -> int:
+        """Forget log rows that are folded and published, never the newest one: its number would be given out again."""
+        upto = min(self.progress.published_seq, self.progress.folded_seq)
+        first = self.db.execute(f"SELECT min(seq) FROM {LOG}").get  # noqa: S608 - constant name
+        if first is None or first > upto:
+            return 0
+        self.db.execute(
+            f"DELETE FROM {LOG} WHERE seq <= ? AND seq < (SELECT max(seq) FROM {LOG})",  # noqa: S608 - constant name
+            (min(upto, first + TRIM_ROWS_MAX),),
+        )
+        return self.db.changes()
+
+    def set_clock_offset(self, offset_ms: int) -> None:
+        """From the next local write on, wall time is corrected by this; what was written before is folded first."""
+        if offset_ms != self.progress.clock_offset:
+            self._fold_all()
+            self.progress = replace(self.progress, clock_offset=offset_ms)
+
+    def say_again(self, rows: Rows, key: Key) -> None:
+        """Publish the present state of a key once more, with its present versions."""
+        columns = key_columns(len(rows.table.key))
+        marks = ", ".join("?" * len(rows.table.key))
+        top = rows.captured.number * KIND_FACTOR + Kind.SAY_AGAIN
+        execute(self.db, f"INSERT INTO {LOG}(top, ts, mask, {columns}) VALUES ({top}, {NOW_MS}, 0, {marks})", key)  # noqa: S608
+
+    def close(self) -> None:
+        """Close the writer's connection."""
+        self.db.close()
+
+
+def extended(stretches: tuple[Stretch, ...], new: Stretch) -> tuple[Stretch, ...]:
+    """The stretches with one more; writes with the same context are one stretch."""
+    if stretches and stretches[-1].seen == new.seen:
+        return (*stretches[:-1], new)
+    return (*stretches, new)
+
+
+def stamp(
+    rows: list[Row], progress: Progress, widths: dict[int, int]
+) -> tuple[dict[int, dict[Key, list[Mention]]], int]:
+    """Clocks for log rows (seq, top, ts, mask, k1 …): table number -> key -> mentions, and the last clock. Pure."""
+    clock, offset = progress.clock, progress.clock_offset
+    mentions: dict[int, dict[Key, list[Mention]]] = {}
+    for row in rows:
+        _, top, ts, mask = row[:4]
+        clock = advance(clock, ts + offset)  # type: ignore[operator]
+        number, kind = divmod(top, KIND_FACTOR)  # type: ignore[operator]
+        key = row[4 : 4 + widths.get(number, 1)]
+        mentions.setdefault(number, {}).setdefault(key, []).append(Mention(kind, mask, clock))  # type: ignore[arg-type]
+    return mentions, clock

@@ -1,0 +1,1 @@
+"""The operator: one ReplicatedSQLite resource per workload, and the agents to serve it."""
