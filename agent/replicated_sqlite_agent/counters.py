@@ -12,6 +12,8 @@ class Counters:
 
     applied_groups: int = 0
     applied_rows: int = 0
+    apply_failures: int = 0
+    """Attempts to apply that failed: the file could not be written, or a group could not be read."""
     duplicate_groups: int = 0
     gaps: int = 0
     forced_gaps: int = 0
@@ -36,6 +38,6 @@ class Counters:
     key_collisions: int = 0
     runs_started: int = 0
     conflicts: Counter[tuple[str, str]] = field(default_factory=Counter)
-    """(table, rule) -> discarded writes recorded here."""
+    """(table, rule) -> discarded writes that were made here: the sum over all members counts each once."""
     write_lock_s: deque[float] = field(default_factory=lambda: deque(maxlen=1024))
     """How long the last write transactions held the lock, in seconds."""

@@ -233,7 +233,6 @@ class Agent:
     settings: Mapping[str, object] = field(default_factory=dict)
     cluster: str = "tests"
     kills: int = 0
-    starts: int = 0
 
     def __post_init__(self) -> None:
         self.port = free_port()
@@ -282,7 +281,6 @@ class Agent:
                 cwd=self.folder,
                 env=environment(),
             )
-        self.starts += 1
 
     def start(self) -> None:
         """Start the process and wait until `/startupz` answers 200."""
@@ -632,12 +630,6 @@ class Cluster:
             agent.launch()
         for agent in self.agents[1:]:
             agent.wait_started()
-
-    def add_agent(self) -> Agent:
-        """One more agent, not started yet."""
-        agent = self._new_agent(len(self.agents))
-        self.agents.append(agent)
-        return agent
 
     def stop_agents(self) -> dict[str, int]:
         """Send SIGTERM to every running agent; exit codes by node."""

@@ -60,12 +60,12 @@ def database(tmp_path: Path) -> Path:
     return path
 
 
-def configuration(database: Path, **changes: object) -> dict[str, Any]:
+def configuration(path: Path, /, **changes: object) -> dict[str, Any]:
     """A sound configuration, with changes; a key set to None is left out."""
     sound: dict[str, Any] = {
         "cluster": "tests",
         "node": "node-0",
-        "database": str(database),
+        "database": str(path),
         "nats": {"servers": [UNREACHABLE]},
         "http": f"127.0.0.1:{free_port()}",
     }
@@ -116,13 +116,12 @@ def test_a_mistake_in_the_configuration_is_one_line_that_names_the_key(
     assert database.read_bytes() == before
 
 
-@pytest.mark.parametrize("content", ["cluster: [", "- a\n- b\n", "", "just text"], ids=["cut", "list", "empty", "text"])
+@pytest.mark.parametrize("content", ["cluster: [", "- a\n- b\n", "just text"], ids=["cut", "list", "text"])
 def test_a_configuration_that_is_no_map_is_one_line(tmp_path: Path, content: str) -> None:
-    """What is no YAML, or no map, ends with 2 and a line that names the file, or the first key that is missing."""
+    """What is no YAML, or no map, ends with 2 and a line that names the file."""
     done = run(tmp_path, "run", "--config", written(tmp_path, content))
 
-    assert_refused(done, 2)
-    assert "agent.yaml" in done.stderr or "cluster" in done.stderr
+    assert_refused(done, 2, "agent.yaml")
 
 
 def test_a_configuration_file_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -21,5 +21,4 @@ def uninstall(path: Path) -> int:
                 removed = drop_own_objects(db)
         finally:
             db.close()
-    FileLock(path).remove()
     return removed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,30 +26,36 @@ class FileLock:
         self._fd: int | None = None
 
     def __enter__(self) -> Self:
+        while self._fd is None:
+            self._fd = self._try()
+        return self
+
+    def _try(self) -> int | None:
+        """The locked file; None if its holder has just removed it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise FileUnusableError(f"{self._path} cannot be created beside the database: {error.strerror}") from error
         try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.stat(self._path).st_ino == os.fstat(fd).st_ino:
+                return fd
+        except FileNotFoundError:
+            pass
         except BlockingIOError as error:
-            os.close(self._fd)
-            self._fd = None
+            os.close(fd)
             raise HeldByAnotherError(
                 f"another agent runs on {self._database}: stop it, or give this one a database of its own"
             ) from error
-        return self
+        os.close(fd)
+        return None
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         if self._fd is not None:
+            # Removed while it is locked: whoever opened it meanwhile finds that it is no longer the file of this name.
+            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.parent.rmdir()
             os.close(self._fd)
             self._fd = None
-
-    def remove(self) -> None:
-        """Remove the lock file and the folder if nothing else is in it."""
-        self._path.unlink(missing_ok=True)
-        try:
-            self._path.parent.rmdir()
-        except OSError:
-            return

@@ -43,10 +43,8 @@ class Outcome:
 
     gap: bool = False
     """Something is missing here that the stream will not bring: ask for a refill."""
-    hello: bool = False
-    """The own hello or heartbeat of this run was read back."""
-    acknowledged: list[tuple[int, int]] = field(default_factory=list)
-    """(hi, log row) of own groups read back from the stream: that is an acknowledgement too."""
+    lost: bool = False
+    """The stream itself is another one, or has lost messages."""
     heard: dict[str, tuple[int, Vector]] = field(default_factory=dict)
     """node -> (run, vector) as reported by heartbeats."""
     rows: int = 0
@@ -61,7 +59,7 @@ class Applier:
         """table -> why its changes wait, one sentence."""
         staging.prepare(replica.db)
         replica.on_install = self._schema_changed
-        self._retry_paused = False
+        self._retry_paused = True  # the schema may have changed while no agent ran
 
     # ---- batches -------------------------------------------------------------------------------------------------
 
@@ -105,8 +103,6 @@ class Applier:
         """Copy the images of all groups into TEMP tables, before the write lock is taken."""
         stages: dict[tuple[bytes, str], staging.Stage] = {}
         for position, (group, header, blocks) in enumerate(opened):
-            if group.run == self.replica.progress.run:
-                continue
             plain: list[Block] = []
             for block in blocks:
                 if block.image is None or not self._fits(block):
@@ -140,10 +136,6 @@ class Applier:
         outcome: Outcome,
     ) -> None:
         replica, runs, own = self.replica, self.replica.runs, self.replica.progress.run
-        if group.run == own:
-            outcome.acknowledged.append((header.hi, header.seq))
-            outcome.hello = outcome.hello or header.heartbeat
-            return
         have = runs.position(group.run)
         contexts = header.contexts()
         seen = contexts[-1].seen if contexts else {}
@@ -275,7 +267,9 @@ class Applier:
             local, rowid = rows.state(key)
             decision = resolve(state, local, knowledge, columns, horizon)
             if decision.losses:
-                conflicts.record(self.replica.db, self.counters, table.name, key, decision.losses)
+                conflicts.record(
+                    self.replica.db, self.counters, table.name, key, decision.losses, self.replica.is_own_run
+                )
                 if local is not None and any(loss.rule == "later insert" for loss in decision.losses):
                     self.counters.key_collisions += 1
             if decision.state is not None:

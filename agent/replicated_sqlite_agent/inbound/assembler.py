@@ -51,12 +51,14 @@ class Assembler:
         self._unfinished: dict[int, _Unfinished] = {}
         self._sequence = 0
         self._last_id: bytes | None = None
+        self.previous: bytes | None = None
+        """Group id of the message before the last one."""
 
     def reset(self, sequence: int, group_id: bytes | None) -> None:
         """Begin again after this stream sequence."""
         for run in list(self._unfinished):
             self._drop(run)
-        self._sequence, self._last_id = sequence, group_id
+        self._sequence, self._last_id, self.previous = sequence, group_id, None
 
     @property
     def position(self) -> tuple[int, bytes | None]:
@@ -71,12 +73,20 @@ class Assembler:
 
     def skip(self, sequence: int) -> None:
         """A message that cannot be read: counted as consumed."""
-        self._sequence, self._last_id = sequence, None
+        self._reached(sequence, None)
+
+    def pass_over(self, sequence: int, group_id: bytes) -> None:
+        """A message of this agent's own run: nothing to assemble."""
+        self._reached(sequence, group_id)
+
+    def _reached(self, sequence: int, group_id: bytes | None) -> None:
+        self.previous = self._last_id
+        self._sequence, self._last_id = sequence, group_id
 
     def add(self, sequence: int, time_ms: int, chunk: Chunk) -> Arrived | None:
         """Take one chunk; returns the group that it completes."""
         before = self._last_id
-        self._sequence, self._last_id = sequence, chunk.group
+        self._reached(sequence, chunk.group)
         for run in [run for run, u in self._unfinished.items() if time_ms - u.began_ms > UNFINISHED_MS_MAX]:
             self._drop(run)
         unfinished = self._unfinished.get(chunk.run)

@@ -43,14 +43,17 @@ def fold_key(
     if not present:
         return dead(Version(mentions[-1].clock, run))
     gone = not (alive and not (hidden and inserted))
+    maybe_gone = False
     life: int | None = None
     written: dict[str, int] = {}
     whole = 0
     for kind, mask, clock in mentions:
-        if kind == Kind.DELETE or (kind == Kind.TOUCHED and inserted):
+        if kind == Kind.DELETE:
             gone = True
-        elif kind == Kind.INSERT and gone:
-            life, gone, written, whole = clock, False, {}, 0
+        elif kind == Kind.TOUCHED:
+            maybe_gone = True  # it was displaced if an insert follows; UPSERT and OR IGNORE only touch
+        elif kind == Kind.INSERT and (gone or maybe_gone):
+            life, gone, maybe_gone, written, whole = clock, False, False, {}, 0
         elif kind == Kind.INSERT or (kind == Kind.UPDATE and (mask == -1 or not by_column)):
             written, whole = {}, clock
         elif kind == Kind.UPDATE:

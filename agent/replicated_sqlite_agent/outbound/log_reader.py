@@ -23,7 +23,7 @@ from replicated_sqlite_agent.database.own_tables import Progress, Runs, key_colu
 from replicated_sqlite_agent.merge.fold import fold_key
 from replicated_sqlite_agent.replica.keyless import name_of
 from replicated_sqlite_agent.replica.rows import Rows
-from replicated_sqlite_agent.replica.state import FileReplacedError, extended, stamp
+from replicated_sqlite_agent.replica.state import FileReplacedError, extended, runs_ahead, stamp
 from replicated_sqlite_agent.wire import IMAGE_ROWS_MIN, Block, Header, encode_frame, image_schema, row_to_wire
 
 UNFOLDED_ROWS_MAX = 256
@@ -46,11 +46,7 @@ class Sent:
 
 
 class NotReadyError(Exception):
-    """The writer has to do something first: fold, or install capture for a new schema."""
-
-    def __init__(self, *, install: bool = False) -> None:
-        super().__init__("install" if install else "fold")
-        self.install = install
+    """The writer has to act first: fold, correct the clock's offset, or install capture for a new schema."""
 
 
 @dataclass(slots=True)
@@ -97,14 +93,17 @@ class LogReader:
         """The number of the newest log row."""
         return int(self.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
 
-    def read(self, run: int, sent: Sent, covers_sent: dict[int, tuple[int, int]], catalog: Catalog) -> Group | None:
+    def read(
+        self, run: int, sent: Sent, covers_sent: dict[int, tuple[int, int]], catalog: Catalog, now_ms: int | None = None
+    ) -> Group | None:
         """Everything after ``sent`` as one group, None if there is nothing to say.
 
+        ``now_ms``: the stream server's time; no clock that runs more than a second ahead of it gets out.
         Raises NotReadyError if the writer must act first, FileReplacedError if the file is of another run.
         """
         with read_transaction(self.db):
             if int(self.db.pragma("schema_version")) != catalog.schema_version:
-                raise NotReadyError(install=True)
+                raise NotReadyError
             progress = read_progress(self.db)
             if progress.run != run:
                 raise FileReplacedError(str(self.db.filename))
@@ -116,7 +115,7 @@ class LogReader:
                 raise NotReadyError
             runs = Runs.read(self.db)
             self._follow(catalog, runs)
-            return self._group(progress, runs, sent, newest, covers)
+            return self._group(progress, runs, sent, newest, covers, now_ms)
 
     def _follow(self, catalog: Catalog, runs: Runs) -> None:
         if catalog is not self._catalog:
@@ -127,9 +126,17 @@ class LogReader:
             rows.runs = runs
 
     def _group(
-        self, progress: Progress, runs: Runs, sent: Sent, newest: int, covers: dict[int, tuple[int, int]]
+        self,
+        progress: Progress,
+        runs: Runs,
+        sent: Sent,
+        newest: int,
+        covers: dict[int, tuple[int, int]],
+        now_ms: int | None,
     ) -> Group | None:
         log = self._log_rows(progress.folded_seq)
+        if runs_ahead(log[-1][2] if log else None, progress.clock_offset, now_ms):
+            raise NotReadyError
         mentions, clock = stamp(log, progress, self._widths)
         if any(self._tables[n].table.keyless for n in mentions if n in self._tables):
             raise NotReadyError

@@ -6,6 +6,7 @@ The identity of a record names the lost write, so all replicas that discard it w
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import apsw
 
@@ -22,12 +23,17 @@ _RECORD = (
 )
 
 
-def record(db: apsw.Connection, counters: Counters, table: str, key: Key, losses: tuple[Loss, ...]) -> None:
-    """Store losses of one row; a loss already stored is not counted again."""
+def record(
+    db: apsw.Connection, counters: Counters, table: str, key: Key, losses: tuple[Loss, ...], is_own: Callable[[int], bool]
+) -> None:
+    """Store losses of one row. A loss already stored is not counted again, one of another node's writes never.
+
+    Every replica that discards a write records it; counting it only where it was made makes the sum right.
+    """
     for loss in losses:
         values = (pack_any(loss.value), pack_any(loss.winner_value), time.time_ns() // 1_000_000)
         db.execute(_RECORD, (table, pack_values(key), loss.column, *loss.version, *loss.winner, loss.rule, *values))
-        if db.changes():
+        if db.changes() and is_own(loss.version.run):
             counters.conflicts[table, loss.rule] += 1
 
 

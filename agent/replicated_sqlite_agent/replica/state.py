@@ -37,12 +37,20 @@ from replicated_sqlite_agent.replica.keyless import fold_keyless, renew_rowids
 from replicated_sqlite_agent.replica.local import fold_table
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.uniqueness import settle
+from replicated_sqlite_agent.timekeeper import Timekeeper
 
 FOLD_ROWS_MAX = 4_000
 """Log rows folded in one transaction while the application writes: about 8 ms of the write lock."""
 
 TRIM_ROWS_MAX = 20_000
 """Log rows deleted in one transaction."""
+
+
+OFFSET_TOLERANCE_MS = 3
+"""A clock this near to the server's is not corrected: the measurement is no better."""
+
+AHEAD_MS_MAX = 1_000
+"""Local writes whose corrected time is further ahead of the server's than this were stamped by a clock that jumped."""
 
 
 class FileReplacedError(Exception):
@@ -61,6 +69,20 @@ class Replica:
         self.tables: dict[int, Rows] = {}
         self._acknowledged: tuple[int, int, int] = (0, 0, 0)
         self.on_install: Callable[[], None] = lambda: None
+        self.timekeeper = Timekeeper()
+        self.last_write = 0
+        """Clock of the last local write that was folded in this run, 0 if there was none."""
+
+    @classmethod
+    def of_copy(cls, path: Path, options: CaptureOptions, counters: Counters) -> Replica:
+        """A copy of a replicated file under its own run, with everything folded."""
+        replica = cls(path, options, counters)
+        with write_transaction(replica.db):
+            replica.runs, replica.progress = Runs.read(replica.db), read_progress(replica.db)
+            replica._use(install(replica.db, options, founding=False))
+            replica.fold_all()
+            write_progress(replica.db, replica.progress)
+        return replica
 
     # ---- the life of a run -------------------------------------------------------------------------------------
 
@@ -113,6 +135,9 @@ class Replica:
             (published_seq, old.folded_seq),
         )
         covers = dict(old.covers)
+        if old.run == 0:  # a fresh member's file has no former run
+            self.progress = replace(old, run=run, published=0)
+            return
         if old.clock > old.published:
             covers[old.run] = (min(old.published, covers.get(old.run, (old.published, 0))[0]), old.clock)
         self.runs.advance(self.db, old.run, old.clock, self.vector_of_others())
@@ -131,12 +156,12 @@ class Replica:
                 run = self.db.execute(f"SELECT run FROM {PREFIX}state").get  # noqa: S608 - constant name
                 if run != self.progress.run:
                     raise FileReplacedError(f"{self.path} was replaced by another copy")
+                before = self.progress
                 self._take_acknowledgement()
                 if int(self.db.pragma("schema_version")) != self.catalog.schema_version:
                     self._install()
-                before = self.progress
                 yield
-                if self.progress is not before or self._acknowledged[0]:
+                if self.progress is not before:
                     write_progress(self.db, self.progress)
         except BaseException:
             self._reload()
@@ -154,11 +179,13 @@ class Replica:
 
     def acknowledged(self, run: int, published: int, published_seq: int) -> None:
         """The stream has everything up to here. Called from another thread; stored by the next transaction."""
-        self._acknowledged = (run, published, published_seq)
+        self._acknowledged = max(self._acknowledged, (run, published, published_seq), key=lambda a: (a[0] == run, *a[1:]))
 
     def _take_acknowledgement(self) -> None:
         run, published, published_seq = self._acknowledged
         if run != self.progress.run or published < self.progress.published:
+            return
+        if (published, published_seq) == (self.progress.published, self.progress.published_seq):
             return
         covers = self.progress.covers if published == self.progress.published else {}
         self.progress = replace(
@@ -208,6 +235,16 @@ class Replica:
         vector.pop(self.progress.run, None)
         return vector
 
+    def is_own_run(self, run: int) -> bool:
+        """Whether a run is this one or a former one of this node."""
+        known = self.runs.by_run.get(run)
+        return run == self.progress.run or (known is not None and known.node == self.progress.node)
+
+    def token_vector(self) -> Vector:
+        """What this replica shows, folded: every run's position, and its own run at its last write."""
+        own = {self.progress.run: self.last_write} if self.last_write else {}
+        return self.vector_of_others() | own
+
     def unfolded(self) -> int:
         """How many log rows wait to be folded."""
         newest = self.db.execute(f"SELECT max(seq) FROM {LOG}").get  # noqa: S608 - constant name
@@ -233,6 +270,7 @@ class Replica:
         rows = select(self.db, columns, rest, (self.progress.folded_seq, rows_max))
         if not rows:
             return 0
+        self._correct_jump(rows[-1][2])  # type: ignore[arg-type]
         seen = self.vector_of_others()
         mentions, clock = stamp(rows, self.progress, {n: len(c.table.key) for n, c in self.catalog.by_number.items()})
         for number, by_key in mentions.items():
@@ -246,6 +284,7 @@ class Replica:
             stretches=extended(self.progress.stretches, Stretch(clock, seen)),
         )
         self.runs.advance(self.db, self.progress.run, clock)
+        self.last_write = clock
         self.counters.folded_rows += len(rows)
         return len(rows)
 
@@ -272,22 +311,93 @@ class Replica:
         )
         return self.db.changes()
 
-    def set_clock_offset(self, offset_ms: int) -> None:
-        """From the next local write on, wall time is corrected by this; what was written before is folded first."""
-        if offset_ms != self.progress.clock_offset:
-            self._fold_all()
-            self.progress = replace(self.progress, clock_offset=offset_ms)
+    def follow_clock(self) -> None:
+        """From the next local write on, wall time is corrected as now measured; what was written before is folded first.
 
-    def say_again(self, rows: Rows, key: Key) -> None:
-        """Publish the present state of a key once more, with its present versions."""
-        columns = key_columns(len(rows.table.key))
-        marks = ", ".join("?" * len(rows.table.key))
-        top = rows.captured.number * KIND_FACTOR + Kind.SAY_AGAIN
-        execute(self.db, f"INSERT INTO {LOG}(top, ts, mask, {columns}) VALUES ({top}, {NOW_MS}, 0, {marks})", key)  # noqa: S608
+        An offset is a stored fact: the publisher computes with the same one.
+        """
+        offset = self.timekeeper.offset_ms()
+        if offset is not None and self.drifts(offset):
+            self._fold_all()
+            self.progress = replace(self.progress, clock_offset=offset)
+
+    def drifts(self, offset_ms: int) -> bool:
+        """Whether the stored offset is no longer the measured one."""
+        return abs(offset_ms - self.progress.clock_offset) > OFFSET_TOLERANCE_MS
+
+    def to_store(self) -> bool:
+        """Whether an acknowledgement waits to be stored, or the log to be trimmed."""
+        run, published, published_seq = self._acknowledged
+        progress = self.progress
+        behind = run == progress.run and (published, published_seq) > (progress.published, progress.published_seq)
+        first = self.db.execute(f"SELECT min(seq), max(seq) FROM {LOG}").fetchall()[0]  # noqa: S608 - constant name
+        upto = min(progress.published_seq, progress.folded_seq)
+        return behind or (first[0] is not None and first[0] <= upto and first[0] < first[1])
+
+    def _correct_jump(self, newest_ts: int) -> None:
+        """The local clock jumped ahead since the offset was measured: rows not yet folded are judged by the new one."""
+        if runs_ahead(newest_ts, self.progress.clock_offset, self.timekeeper.now_ms()):
+            offset = self.timekeeper.offset_ms()
+            assert offset is not None
+            self.progress = replace(self.progress, clock_offset=min(offset, self.progress.clock_offset))
+
+    def log_deletes(self, gone: list[tuple[int, Key]]) -> None:
+        """Rows that versions call alive and the table has not: a delete that no trigger saw, logged as one of now."""
+        for number, key in gone:
+            rows = self.tables.get(number)
+            if rows is None or rows.table.keyless or rows.present(key) or rows.hidden(key) is not None:
+                continue
+            columns, marks = key_columns(len(key)), ", ".join("?" * len(key))
+            top = number * KIND_FACTOR + Kind.DELETE
+            sql = f"INSERT INTO {LOG}(top, ts, mask, {columns}) VALUES ({top}, {NOW_MS}, -1, {marks})"  # noqa: S608
+            execute(self.db, sql, key)
+            self.counters.repaired_rows += 1
+
+    def refill(self, lo: Vector) -> None:
+        """The stream lost something: publish again every row with a version above ``lo``, dead runs included.
+
+        ``lo`` is what every member has. No outbox archive is needed: the side tables say which rows to say again.
+        """
+        self.fold_all()
+        own, progress = self.progress.run, self.progress
+        floors = {run.id: lo.get(run.run, 0) for run in self.runs.by_run.values()}
+        floors[0] = 0
+        self.db.execute(f"CREATE TABLE IF NOT EXISTS temp.{PREFIX}floor(id INTEGER PRIMARY KEY, clock INTEGER NOT NULL)")
+        self.db.execute(f"DELETE FROM temp.{PREFIX}floor")  # noqa: S608 - constant name
+        self.db.executemany(f"INSERT INTO temp.{PREFIX}floor VALUES (?, ?)", floors.items())  # noqa: S608
+        for rows in self.tables.values():
+            self._say_again_above_floor(rows)
+        covers = dict(progress.covers)
+        for run, clock in self.vector_of_others().items():
+            if clock > lo.get(run, 0):
+                covers[run] = (min(lo.get(run, 0), covers.get(run, (clock, 0))[0]), clock)
+        self.progress = replace(
+            self.progress, published=min(progress.published, lo.get(own, 0)), covers=covers
+        )
+        self._acknowledged = (0, 0, 0)
+        self.fold_all()
+        self.counters.refills += 1
+
+    def _say_again_above_floor(self, rows: Rows) -> None:
+        width = len(rows.table.key)
+        columns, top = key_columns(width), rows.captured.number * KIND_FACTOR + Kind.SAY_AGAIN
+        above = (
+            f"s.l > (SELECT clock FROM temp.{PREFIX}floor WHERE id = s.lr) OR "  # noqa: S608 - constant names
+            f"s.u > (SELECT clock FROM temp.{PREFIX}floor WHERE id = s.ur) OR s.x IS NOT NULL"
+        )
+        self.db.execute(
+            f"INSERT INTO {LOG}(top, ts, mask, {columns}) SELECT {top}, {NOW_MS}, 0, {key_columns(width, 's.')} "  # noqa: S608
+            f"FROM {rows.side} AS s WHERE s.k1 IS NOT NULL AND ({above})"
+        )
 
     def close(self) -> None:
         """Close the writer's connection."""
         self.db.close()
+
+
+def runs_ahead(ts: object, offset_ms: int, now_ms: int | None) -> bool:
+    """Whether a log row's wall time, corrected, lies too far ahead of the server's time (None: not measured)."""
+    return isinstance(ts, int) and now_ms is not None and ts + offset_ms > now_ms + AHEAD_MS_MAX
 
 
 def extended(stretches: tuple[Stretch, ...], new: Stretch) -> tuple[Stretch, ...]:

@@ -23,6 +23,9 @@ from replicated_sqlite_agent.stream.errors import (
 from replicated_sqlite_agent.stream.wire import Reply, Wire, description_of, header_block, status_of
 
 API: Final = "$JS.API."
+API_TIMEOUT_S: Final = 5.0
+"""Longest wait for an answer of the API. A cluster without a leader stays silent; asking again finds the new one."""
+
 NO_RESPONDERS: Final = 503
 
 NOT_FOUND: Final = 404
@@ -31,7 +34,7 @@ NAME_IN_USE: Final = 10058
 NO_MESSAGE: Final = 10037
 _WRONG_REVISION: Final = frozenset({10071, 10164})
 _TOO_LARGE: Final = 10054
-_FULL: Final = frozenset({10002, 10023, 10028, 10047})
+EXHAUSTED: Final = frozenset({10002, 10023, 10028, 10047})
 """The account's or the server's memory or storage for JetStream is used up."""
 _STORE_FAILED: Final = 10077
 """The stream could not store: `maximum bytes exceeded` with discard new, else trouble with the server's disk."""
@@ -121,7 +124,7 @@ def api_error(request: str, error: ApiError) -> Exception:
 
 def publish_error(subject: str, error: ApiError) -> Exception:
     """The exception for a refused publish; the message was not stored."""
-    if error.err_code in _FULL or (error.err_code == _STORE_FAILED and "maximum" in error.description):
+    if error.err_code in EXHAUSTED or (error.err_code == _STORE_FAILED and "maximum" in error.description):
         return StreamFull(f"the stream of '{subject}' is full ({error.description}): trim it or give it more bytes")
     if error.err_code in _WRONG_REVISION:
         return WrongRevision(f"'{subject}' has changed meanwhile: {error.description}")
@@ -135,6 +138,7 @@ class JetStream:
 
     def __init__(self, timeout_s: float) -> None:
         self._timeout_s = timeout_s
+        self._api_timeout_s = min(timeout_s, API_TIMEOUT_S)
         self._wire: Wire | None = None
         self._away: str = "not connected yet"
 
@@ -157,7 +161,7 @@ class JetStream:
                 raise api_error(request, decoded.error)
             return decoded
 
-        return await self.connection().request_soon(API + request, data, timeout=self._timeout_s, read=read)
+        return await self.connection().request_soon(API + request, data, timeout=self._api_timeout_s, read=read)
 
     def publish_soon(self, subject: str, data: bytes, message_id: str) -> asyncio.Future[int]:
         """Write a message to the socket now, in the order of calls; the future gets its sequence in the stream.

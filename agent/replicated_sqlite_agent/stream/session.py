@@ -14,10 +14,12 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlparse
 
 import structlog
+from nats.aio.client import RawCredentials
 
 from replicated_sqlite_agent.errors import AgentError, ConfigurationError
 from replicated_sqlite_agent.settings import Nats
@@ -26,6 +28,7 @@ from replicated_sqlite_agent.stream.consumer import Consumer, Delivery
 from replicated_sqlite_agent.stream.definitions import Definition
 from replicated_sqlite_agent.stream.errors import ApiRefused, PermissionDenied, RequestFailed, StreamMisconfigured
 from replicated_sqlite_agent.stream.jetstream import (
+    EXHAUSTED,
     NAME_IN_USE,
     STREAM_NOT_FOUND,
     PurgeAnswer,
@@ -38,7 +41,7 @@ from replicated_sqlite_agent.stream.wire import Reply, Target, Wire, header_of
 from replicated_sqlite_contract import names
 
 TIMEOUT_S: Final = 10.0
-"""Longest wait for an acknowledgement or an answer. A server that fsyncs each message answers within milliseconds."""
+"""Longest wait for an acknowledgement. A server that fsyncs each message takes milliseconds, but a disk may stall."""
 
 BACKOFF_FIRST_S: Final = 0.1
 BACKOFF_MOST_S: Final = 5.0
@@ -47,6 +50,7 @@ BACKOFF_MOST_S: Final = 5.0
 SERVED_AT_ONCE: Final = 16
 """Requests that one `serve` handles at the same time; further ones wait in order."""
 
+_UNREACHABLE: Final = "unreachable"
 _ERROR_HEADER: Final = b"Nats-Service-Error"
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
@@ -87,7 +91,7 @@ class Session(KeyValueStore, ObjectStore):
     """One connection and everything done over it. Call `start` in a running loop, `close` at the end."""
 
     def __init__(self, settings: Nats, cluster: str, node: str, timeout_s: float = TIMEOUT_S) -> None:
-        """`settings.servers` must not be empty. Raises ConfigurationError for certificates that cannot be read."""
+        """`settings.servers` must not be empty. Raises ConfigurationError for unusable certificates or credentials."""
         super().__init__(timeout_s)
         self._cluster = cluster
         self._node = node
@@ -96,13 +100,15 @@ class Session(KeyValueStore, ObjectStore):
         self._configured = [Target(url) for url in settings.servers]
         self._discovered: list[Target] = []
         self._settings = settings
-        self._credentials = _credentials(settings) | {"name": f"rsqlite {cluster} {node}"}
+        self._name = f"rsqlite {cluster} {node}"
         _tls_context(settings)
+        _login(settings)
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._connected_callbacks: list[Callable[[], None]] = []
         self._disconnected_callbacks: list[Callable[[], None]] = []
         self._services: list[_Service] = []
+        self._trouble = ""
         self._max_payload = 1024 * 1024
 
     # -- the connection -----------------------------------------------------------------------------------------------
@@ -149,31 +155,34 @@ class Session(KeyValueStore, ObjectStore):
 
     async def _keep_connected(self) -> None:
         failures, said = 0, ""
+        # One line per kind of trouble, not per attempt: unreachable, or what the server or a bad file refuses us with.
         while True:
             targets = self._configured + self._discovered
             target = targets[failures % len(targets)]
             wire = await self._dial(target)
             if wire is None:
                 failures += 1
-                if self._away != said and failures >= len(self._configured):
-                    said = self._away
-                    _say_away(target, said)
+                if self._trouble != said and failures >= len(self._configured):
+                    said = self._trouble
+                    _say_away(target, self._away)
                 await asyncio.sleep(_backoff(failures))
                 continue
             if said:
                 log.info("NATS is reachable again", server=target.url, attempts=failures)
             failures, said = 0, ""
-            said = f"connection lost: {await asyncio.shield(wire.lost)}"
-            _say_away(target, said)
+            reason = await asyncio.shield(wire.lost)
+            said = _UNREACHABLE
+            _say_away(target, f"connection lost: {reason}")
 
     async def _dial(self, target: Target) -> Wire | None:
         """One attempt; None if it failed, with the reason in `_away`."""
         wire = Wire()
         try:
-            # Made anew each time, as the credentials files are read: a rotated certificate needs no restart.
-            await wire.dial(target, _tls_context(self._settings), self._credentials)
+            # Files are read each time: a rotated certificate or secret needs no restart.
+            await wire.dial(target, _tls_context(self._settings), _login(self._settings) | {"name": self._name})
         except Exception as error:  # noqa: BLE001  nats-py lets whatever a malformed credentials file provokes through
             self._away = str(error) or type(error).__name__
+            self._trouble = _UNREACHABLE if isinstance(error, OSError) else self._away
             return None
         self._discovered = _targets(wire, target)
         self._max_payload = wire.max_payload
@@ -217,9 +226,13 @@ class Session(KeyValueStore, ObjectStore):
                 f"cannot be made or checked: grant that subject, or create the stream with: {wanted.create_command}"
             ) from denied
         except ApiRefused as refused:
+            hint = (
+                "lower limits.stream_max_bytes or give JetStream more storage"
+                if refused.error_code in EXHAUSTED
+                else f"mend that, or create it with: {wanted.create_command}"
+            )
             raise StreamMisconfigured(
-                f"the stream '{wanted.name}' ({wanted.purpose}) cannot be made: {refused.description}; mend that, or "
-                f"create it with: {wanted.create_command}"
+                f"the stream '{wanted.name}' ({wanted.purpose}) cannot be made: {refused.description}; {hint}"
             ) from refused
         if config is None:
             raise StreamMisconfigured(
@@ -402,15 +415,26 @@ def _is_ip(host: str) -> bool:
     return True
 
 
-def _credentials(settings: Nats) -> dict[str, Any]:
-    """The login as nats-py's arguments. It reads the files at each connect, so a rotated secret needs no restart."""
+def _login(settings: Nats) -> dict[str, Any]:
+    """The login as nats-py's arguments."""
     return {
-        "user_credentials": None if settings.credentials is None else str(settings.credentials),
+        "user_credentials": None if settings.credentials is None else _credentials(settings.credentials),
         "nkeys_seed": None if settings.nkey is None else str(settings.nkey),
         "user": settings.user,
         "password": settings.password,
         "token": settings.token,
     }
+
+
+def _credentials(path: Path) -> RawCredentials:
+    """The content of a credentials file. Checked here: nats-py looks for the markers for ever if one is missing."""
+    try:
+        text = path.read_text(encoding="ascii")
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"nats.credentials: {path} cannot be read: {error}") from error
+    if "BEGIN NATS USER JWT" not in text or "BEGIN USER NKEY SEED" not in text:
+        raise ConfigurationError(f"nats.credentials: {path} is no NATS credentials file: it lacks the JWT or the seed")
+    return RawCredentials(text)
 
 
 def _tls_context(settings: Nats) -> ssl.SSLContext | None:

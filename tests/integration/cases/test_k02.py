@@ -17,7 +17,7 @@ def test_a_thousand_increments_of_one_row_make_a_thousand(tmp_path: Path) -> Non
     An agent that applies its own old states back sets the row back in time: of 1,000 increments HarmonyLite left 21.
     Void unless the row went out many times in between and the other node's row came in.
     """
-    with Cluster(tmp_path) as cluster:
+    with Cluster(tmp_path, SCHEMA) as cluster:
         here = cluster.program("repeat", 0, "--times", "1000", "--sql", "UPDATE counters SET n = n + 1 WHERE id = 1")
         there = cluster.program("repeat", 1, "--times", "1000", "--sql", "UPDATE counters SET n = n + 1 WHERE id = 2")
         for program in (here, there):

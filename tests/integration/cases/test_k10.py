@@ -52,7 +52,7 @@ def test_a_full_text_index_is_right_on_every_replica(tmp_path: Path) -> None:
     start.
     """
     with Cluster(tmp_path, FTS) as cluster:
-        applications = [cluster.application(number) for number in range(3)]
+        applications = [cluster.application(n, pragmas=["recursive_triggers=ON"]) for n in range(3)]  # for REPLACE
         applications[0].execute("INSERT INTO docs VALUES (4, 'fourth', 'epsilon alpha')")
         applications[1].execute("UPDATE docs SET body = 'omega' WHERE id = 2")
         applications[2].execute("DELETE FROM docs WHERE id = 3")

@@ -11,7 +11,7 @@ from integration.cluster import NOTES, Cluster, query
 ROW = "INSERT INTO notes VALUES ('contested', 'founder', 0, 'before');"
 
 
-@pytest.mark.parametrize("apart", ["NATS away", "agent killed"])
+@pytest.mark.parametrize("apart", ["NATS away", "agent killed", "agent paused"])
 @pytest.mark.parametrize("first", ["update", "delete"])
 def test_a_delete_is_not_undone_by_a_concurrent_update(tmp_path: Path, first: str, apart: str) -> None:
     """Node 0 deletes a row while node 1, which cannot know, updates it, earlier or later by the clock. The update
@@ -21,10 +21,7 @@ def test_a_delete_is_not_undone_by_a_concurrent_update(tmp_path: Path, first: st
     with Cluster(tmp_path, NOTES + ROW) as cluster:
         deleting, updating, third = cluster.agents
         deleter, updater = cluster.application(0), cluster.application(1)
-        if apart == "NATS away":
-            cluster.nats.stop()
-        else:
-            updating.kill()
+        {"NATS away": cluster.nats.stop, "agent killed": updating.kill, "agent paused": updating.pause}[apart]()
 
         steps = {
             "update": lambda: updater.execute("UPDATE notes SET value = 'lost in the race' WHERE id = 'contested'"),
@@ -37,7 +34,7 @@ def test_a_delete_is_not_undone_by_a_concurrent_update(tmp_path: Path, first: st
             cluster.nats.start()
         else:
             assert third.wait(deleting.position(), timeout=30), "the delete is everywhere before the update is sent"
-            updating.start()
+            {"agent killed": updating.start, "agent paused": updating.resume}[apart]()
 
         cluster.assert_converged()
 

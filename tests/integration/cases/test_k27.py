@@ -22,6 +22,7 @@ ROWS = 250
         ("WAL", ["synchronous=FULL"], 10),
         ("WAL", [], 0),
     ],
+    ids=["delete full", "truncate", "persist", "delete no timeout", "wal full", "wal no timeout"],
 )
 def test_the_journal_mode_stays_the_applications_and_nothing_is_lost(
     tmp_path: Path, journal_mode: str, pragmas: list[str], busy_s: float

@@ -46,14 +46,14 @@ def test_a_file_replaced_by_an_older_copy_catches_up_and_goes_on(tmp_path: Path,
         for ledger in late:
             ledger.finish()
         cluster.assert_converged()
-        run = agent.status()["run"]
+        runs = agent.metric("rsqlite_runs_started_total")
 
         put_in_place(copy, agent.database)
         assert query(agent.database, "SELECT count(*) FROM notes WHERE writer LIKE 'late%'") == [(0,)], (
             "the copy is not older"
         )
         until(
-            lambda: agent.answers("/v1/status") and agent.status()["run"] != run,
+            lambda: agent.answers("/metrics") and agent.metric("rsqlite_runs_started_total") > runs,
             "the agent begins a new run on the new file",
         )
         until(lambda: agent.answers("/startupz"), "the agent has caught up")

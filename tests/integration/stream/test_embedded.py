@@ -9,39 +9,31 @@ import socket
 import subprocess
 import sys
 import textwrap
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import psutil
 import pytest
 
+from integration.conftest import LIMIT_S, until
 from replicated_sqlite_agent.errors import ConfigurationError
 from replicated_sqlite_agent.settings import Address, EmbeddedNats, Nats
 from replicated_sqlite_agent.stream.embedded import EmbeddedServer
 from replicated_sqlite_agent.stream.session import Session
 
-LIMIT_S = 30.0
 STREAM_BYTES = 1024 * 1024
 
 
-def settings(port: int = 0, host: str = "127.0.0.1", **login: str) -> Nats:
-    return Nats(embedded=EmbeddedNats(listen=Address(host, port)), **login)
+def settings(port: int = 0, host: str = "127.0.0.1") -> Nats:
+    return Nats(embedded=EmbeddedNats(listen=Address(host, port)))
 
 
-async def connected(server: EmbeddedServer, **login: str) -> Session:
-    session = Session(Nats(servers=(server.url,), **login), "notes", "a")
+async def connected(server: EmbeddedServer, user: str | None = None, password: str | None = None) -> Session:
+    session = Session(Nats(servers=(server.url,), user=user, password=password), "notes", "a")
     session.start()
     async with asyncio.timeout(LIMIT_S):
         await session.wait_connected()
     return session
-
-
-async def until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + LIMIT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never happened: {what}"
-        await asyncio.sleep(0.01)
 
 
 async def test_it_starts_serves_and_ends_and_keeps_its_stream(tmp_path: Path) -> None:
@@ -73,10 +65,16 @@ async def test_it_is_started_again_on_its_port_when_it_dies(tmp_path: Path) -> N
     await session.ensure_stream(STREAM_BYTES)
     sequence = await session.publish("rsqlite.notes.c.a.000000000001", b"x", "1")
     url, pid = server.url, server.pid
+    connects = asyncio.Event()
+    session.when_connected(connects.set)
+    await connects.wait()
     assert pid is not None
-    for crash in (1, 2):
+    for _ in range(2):
+        connects.clear()
         os.kill(server.pid or 0, signal.SIGKILL)
-        await until(lambda crash=crash: server.restarts == crash and session.connected, "the restart")  # type: ignore[misc]
+        async with asyncio.timeout(LIMIT_S):
+            await connects.wait()
+    assert 2 == server.restarts
     assert url == server.url
     assert pid != server.pid
     assert await session.message(sequence) is not None, "what was acknowledged was on disk"
@@ -88,9 +86,7 @@ async def test_a_taken_port_is_one_clear_sentence(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = EmbeddedServer(settings(port), tmp_path / "store", "notes-a")
-        with pytest.raises(
-            ConfigurationError, match=rf"^nats\.embedded\.listen: 127\.0\.0\.1:{port} is taken"
-        ) as error:
+        with pytest.raises(ConfigurationError, match=rf"^nats\.embedded\.listen: .*:{port} is taken") as error:
             await server.start()
     assert 2 == error.value.exit_code
     assert server.pid is None
@@ -111,18 +107,19 @@ async def test_an_unusable_store_is_an_error_with_the_reason(tmp_path: Path) -> 
     store.mkdir()
     (store / "jetstream").write_text("a file where a folder should be")
     server = EmbeddedServer(settings(), store, "notes-a")
-    with pytest.raises(ConfigurationError, match="jetstream"):
+    with pytest.raises(ConfigurationError, match="storage directory is not a directory"):
         await server.start()
 
 
 async def test_a_login_in_the_settings_is_asked_of_clients(tmp_path: Path) -> None:
-    server = EmbeddedServer(settings(user="u", password='p"\\ä'), tmp_path / "store", "notes-a")
+    password = 'p"\\ä'
+    server = EmbeddedServer(msgspec.structs.replace(settings(), user="u", password=password), tmp_path / "s", "notes-a")
     await server.start()
     stranger = Session(Nats(servers=(server.url,)), "notes", "x")
     stranger.start()
-    session = await connected(server, user="u", password='p"\\ä')
+    session = await connected(server, user="u", password=password)
     await until(lambda: "Authorization" in stranger._away, "the stranger is refused")
-    assert 0o600 == (tmp_path / "store" / "nats-server.conf").stat().st_mode & 0o777
+    assert 0o600 == (tmp_path / "s" / "nats-server.conf").stat().st_mode & 0o777
     await stranger.close()
     await session.close()
     await server.stop()

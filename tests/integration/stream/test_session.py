@@ -8,7 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import nkeys  # type: ignore[import-untyped]
 import pytest
 
 from integration.conftest import LIMIT_S, STREAM_BYTES, NewSession, until
@@ -117,6 +116,19 @@ async def test_a_stream_made_by_others_with_the_right_settings_is_taken(new_sess
     assert state.id
 
 
+async def test_a_stream_larger_than_the_servers_storage_is_refused_with_advice(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path / "nats", max_file="1MB").start()
+    session = Session(Nats(servers=(server.url,)), "notes", "a")
+    try:
+        session.start()
+        await session.wait_connected()
+        with pytest.raises(StreamMisconfigured, match=r"lower limits\.stream_max_bytes"):
+            await session.ensure_stream(STREAM_BYTES)
+    finally:
+        await session.close()
+        server.stop()
+
+
 async def test_a_missing_stream_that_may_not_be_made_is_an_error_with_the_command(new_session: NewSession) -> None:
     session = await new_session()
     with pytest.raises(StreamMisconfigured, match="nats stream add rsqlite-notes"):
@@ -185,7 +197,7 @@ async def test_a_full_stream_refuses_and_takes_again_after_a_purge(new_session: 
     while stored < 9:
         stored = await session.publish(SUBJECT, bytes(10_000), f"id{stored}")
     with pytest.raises(StreamFull, match=SUBJECT):
-        await session.publish(SUBJECT, bytes(10_000), "too much")
+        await session.publish(SUBJECT, bytes(10_000), "one-more")
     assert stored == (await session.stream_state()).messages
     assert stored - 1 == await session.purge(stored)
     assert stored + 1 == await session.publish(SUBJECT, bytes(10_000), "after")
@@ -277,22 +289,6 @@ async def test_wrong_credentials_are_said_and_do_not_raise(tmp_path: Path) -> No
         await until(lambda: "Authorization" in session._away, "the reason is known")
         with pytest.raises(NatsUnavailable, match="Authorization Violation"):
             await session.stream_state()
-    finally:
-        await session.close()
-        server.stop()
-
-
-async def test_an_nkey_logs_in(tmp_path: Path) -> None:
-    seed = nkeys.encode_seed(bytes(range(32)), nkeys.PREFIX_BYTE_USER)
-    public = nkeys.from_seed(bytearray(seed)).public_key.decode()
-    (tmp_path / "seed").write_bytes(bytes(seed))
-    server = NatsServer(tmp_path / "nats", f"authorization {{ users: [{{nkey: {public}}}] }}").start()
-    session = Session(Nats(servers=(server.url,), nkey=tmp_path / "seed"), "notes", "a")
-    session.start()
-    try:
-        async with asyncio.timeout(LIMIT_S):
-            await session.wait_connected()
-        await session.ensure_stream(STREAM_BYTES)
     finally:
         await session.close()
         server.stop()

@@ -1,0 +1,191 @@
+"""How a file comes to be a replica: it goes on, founds the cluster, joins it by a snapshot, or is adopted into it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import structlog
+
+from replicated_sqlite_agent.capture.install import CaptureOptions
+from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.connection import check_whole, open_database
+from replicated_sqlite_agent.database.own_tables import exists, read_progress
+from replicated_sqlite_agent.errors import FileUnusableError
+from replicated_sqlite_agent.membership.members import ClusterRecord, found_cluster, read_cluster
+from replicated_sqlite_agent.settings import Adopt, Merge, Settings
+from replicated_sqlite_agent.snapshots.adopt import adopt
+from replicated_sqlite_agent.snapshots.copy import Manifest, discard, make_fresh
+from replicated_sqlite_agent.snapshots.object_store import fetch_snapshot, newest_snapshot
+from replicated_sqlite_agent.stream.errors import KeyExists, NatsUnavailable, RequestFailed
+from replicated_sqlite_agent.stream.session import Session
+from replicated_sqlite_contract import names
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+ASK_S = 120.0
+"""How long a member may take to make a snapshot before another one is asked."""
+
+LOOK_S = 0.2
+"""Between two looks whether the application has made the file, or a member can give one."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What lies at the path of the database."""
+
+    present: bool
+    run: int = 0
+    lineage: str | None = None
+    replicated: bool = False
+
+
+def look(path: Path) -> FileState:
+    """Look at the file without changing it. Raises FileUnusableError if it is no usable database."""
+    if not path.exists():
+        return FileState(present=False)
+    db = open_database(path)
+    try:
+        if not exists(db):
+            check_whole(db, path)
+            return FileState(present=True)
+        progress = read_progress(db)
+        return FileState(present=True, run=progress.run, lineage=progress.lineage, replicated=True)
+    finally:
+        db.close()
+
+
+class Bootstrap:
+    """Brings the file to the point where a run can start. ``say`` gets one sentence about what is waited for."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: Session,
+        folder: Path,
+        options: CaptureOptions,
+        counters: Counters,
+        say: Callable[[str], None],
+    ) -> None:
+        self._settings, self._session, self._folder = settings, session, folder
+        self._options, self._counters, self._say = options, counters, say
+        self.founder = False
+        """This node's record founded the cluster, and no file exists yet: the application makes it."""
+
+    async def lineage(self, file: FileState) -> str:
+        """The cluster's lineage; founds the cluster if nobody has. Needs NATS."""
+        record = await self._record()
+        if file.lineage is not None and file.lineage != record.lineage:
+            raise FileUnusableError(
+                f"{self._settings.database} holds data of another cluster that was also named "
+                f"{self._settings.cluster}: use another `cluster`, or run `rsqlite-agent uninstall` on the file first"
+            )
+        return record.lineage
+
+    async def _record(self) -> ClusterRecord:
+        record = await read_cluster(self._session)
+        if record is None:
+            policies = {p.table: p.merge.value for p in self._settings.tables.policies if p.merge is not Merge.ROW_LWW}
+            now = time.time_ns() // 1_000_000
+            record = ClusterRecord(secrets.token_hex(16), self._settings.node, now, policies)
+            try:
+                await found_cluster(self._session, record)
+                log.info("this node founds the cluster", cluster=self._settings.cluster, node=self._settings.node)
+            except KeyExists:
+                record = await read_cluster(self._session)
+                assert record is not None
+        return record
+
+    async def refound(self, lineage: str) -> None:
+        """NATS has lost the cluster's record (its store was lost): write it again as this file knows it."""
+        if await read_cluster(self._session) is None:
+            now = time.time_ns() // 1_000_000
+            try:
+                await found_cluster(self._session, ClusterRecord(lineage, self._settings.node, now))
+            except KeyExists:
+                return
+
+    async def obtain_file(self) -> str:
+        """No file exists: wait until the application makes it (the founder), or join. Returns the lineage."""
+        database = self._settings.database
+        while not database.exists():
+            record = await self._record()
+            self.founder = record.founder == self._settings.node
+            if await self._join(record):
+                return record.lineage
+            if self.founder:
+                self._say("this node founds the cluster: waiting for the application to create the database")
+                await self._file_appears()
+            await asyncio.sleep(LOOK_S)
+        return (await self._record()).lineage
+
+    async def _file_appears(self) -> None:
+        database = self._settings.database
+        while not (database.exists() and database.stat().st_size):
+            await asyncio.sleep(LOOK_S)
+
+    async def _join(self, record: ClusterRecord) -> bool:
+        """Get a snapshot and put it into place; False if there is none yet."""
+        manifest = await self._snapshot()
+        if manifest is None or manifest.lineage != record.lineage:
+            self._say("waiting for a member that can give a first copy of the database")
+            return False
+        self._say(f"joining: fetching snapshot {manifest.name}")
+        scratch = self._folder / "join.db"
+        database = self._settings.database
+        try:
+            await fetch_snapshot(self._session, manifest, scratch)
+            await asyncio.to_thread(make_fresh, scratch, self._settings.node)
+            if database.exists():
+                return True  # the application has made its own meanwhile: that one is adopted
+            discard_leftovers(database)
+            os.replace(scratch, database)
+        finally:
+            discard(scratch)
+        log.info("joined by a snapshot", snapshot=manifest.name, bytes=manifest.bytes, sequence=manifest.sequence)
+        return True
+
+    async def _snapshot(self) -> Manifest | None:
+        """A new snapshot from any member, or the newest one there is if no member answers."""
+        subject = names.any_agent_subject(self._settings.cluster)
+        try:
+            answer = await self._session.request(subject, msgspec.json.encode({"do": "snapshot"}), ASK_S)
+            return msgspec.json.decode(answer, type=Manifest)
+        except (NatsUnavailable, RequestFailed) as error:
+            log.debug("no member gives a snapshot now", reason=str(error))
+            return await newest_snapshot(self._session)
+
+    async def adopt(self) -> None:
+        """The application's own file meets a cluster that exists: make them one, as `adopt` says."""
+        database, policy = self._settings.database, self._settings.adopt
+        if policy is Adopt.REFUSE:
+            raise FileUnusableError(
+                f"{database} was never part of cluster {self._settings.cluster} and `adopt` is refuse: remove the file "
+                "to join with an empty one, or set `adopt` to merge"
+            )
+        while (manifest := await self._snapshot()) is None:
+            self._say("waiting for a member that can give the cluster's data, to adopt this file into it")
+            await asyncio.sleep(LOOK_S)
+        scratch = self._folder / "adopt.db"
+        try:
+            await fetch_snapshot(self._session, manifest, scratch)
+            await asyncio.to_thread(make_fresh, scratch, self._settings.node)
+            merge = policy is Adopt.MERGE
+            await asyncio.to_thread(adopt, database, scratch, self._options, self._counters, merge=merge)
+        finally:
+            discard(scratch)
+        log.info("the file is adopted into the cluster", snapshot=manifest.name)
+
+
+def discard_leftovers(database: Path) -> None:
+    """A WAL or journal without its database would be played into the new one."""
+    for suffix in ("-wal", "-shm", "-journal"):
+        database.with_name(database.name + suffix).unlink(missing_ok=True)
+
+

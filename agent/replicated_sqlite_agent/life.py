@@ -1,0 +1,615 @@
+"""One run of the agent on one file: the stations of the path, wired in the order of a change, and their upkeep."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import apsw
+import msgspec
+import structlog
+
+from replicated_sqlite_agent.bootstrap import Bootstrap, FileState
+from replicated_sqlite_agent.capture.install import CaptureOptions
+from replicated_sqlite_agent.capture.triggers import LOG
+from replicated_sqlite_agent.changes import Key, Vector, dominates, least
+from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.connection import Worker
+from replicated_sqlite_agent.database.identifiers import PREFIX
+from replicated_sqlite_agent.errors import AgentError
+from replicated_sqlite_agent.inbound.applier import Applier, Outcome
+from replicated_sqlite_agent.inbound.intake import Intake
+from replicated_sqlite_agent.membership.leases import RENEW_S, NodeLease
+from replicated_sqlite_agent.membership.members import Member, read_cluster, read_members, write_member
+from replicated_sqlite_agent.outbound.publisher import Publisher
+from replicated_sqlite_agent.replica import conflicts
+from replicated_sqlite_agent.replica.state import FileReplacedError, Replica
+from replicated_sqlite_agent.settings import Settings
+from replicated_sqlite_agent.snapshots.object_store import take_snapshot
+from replicated_sqlite_agent.stream.errors import NatsUnavailable, PublishUnacknowledged, RequestFailed, StreamFull
+from replicated_sqlite_agent.stream.session import Session
+from replicated_sqlite_agent.timekeeper import Timekeeper
+from replicated_sqlite_agent.wire import FORMAT, Chunk, Header, encode_chunk, encode_frame
+from replicated_sqlite_contract import __version__, names
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
+
+HOUSEKEEPING_S = 1.0
+RUN_BITS = 48
+MEND_PAUSE_S = 3.0
+"""Between two attempts to fill a gap."""
+ASK_S = 5.0
+"""How long another agent may take to say its position."""
+
+
+class AdoptionNeededError(Exception):
+    """The file has rows of its own and the cluster exists: the run ends, the file is adopted, a new run begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vitals:
+    """Numbers of the file as of the last housekeeping."""
+
+    log_rows: int = 0
+    unfolded_rows: int = 0
+    hidden_rows: int = 0
+    parked_groups: int = 0
+    paused_rows: int = 0
+    conflicts: int = 0
+    dead_letters: int = 0
+    oldest_unpublished_ms: int | None = None
+
+
+class Life:
+    """Begins with `start`, works in `run` until stopped or until the file is replaced."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        session: Session,
+        bootstrap: Bootstrap,
+        options: CaptureOptions,
+        counters: Counters,
+        timekeeper: Timekeeper,
+        folder: Path,
+        ensure_stream: Callable[[], Awaitable[None]],
+    ) -> None:
+        self.settings, self.session, self.counters, self.timekeeper = settings, session, counters, timekeeper
+        self._bootstrap, self._options, self._folder = bootstrap, options, folder
+        self._ensure_stream = ensure_stream
+        self.run_number = secrets.randbits(RUN_BITS) | 1
+        self.worker = Worker("writer")
+        self.lease = NodeLease(session, settings.node, timekeeper.now_ms)
+        self.vitals = Vitals()
+        self.started = asyncio.Event()
+        """Capture is installed and everything that was in the stream at the start is applied."""
+        self.confirmed = asyncio.Event()
+        """The file belongs to the cluster; changes are published and consumed."""
+        self.waiting_for = "NATS"
+        self.moved = asyncio.Condition()
+        self.replica: Replica
+        self.applier: Applier
+        self.publisher: Publisher | None = None
+        self.intake: Intake | None = None
+        self._gap = asyncio.Event()
+        self._gap_since: float | None = None
+        self._said_again: list[tuple[float, Vector]] = []
+        self._snapshotting = asyncio.Lock()
+        self._inode: tuple[int, int] = (0, 0)
+        self.last_progress = time.monotonic()
+        """When housekeeping last went through: the process is alive while this moves."""
+
+    # ---- beginning -------------------------------------------------------------------------------------------------
+
+    async def start(self, file: FileState) -> None:
+        """Install capture and begin the run on the file. Raises FileUnusableError."""
+        self._former_run, self._fresh = file.run, file.replicated and file.run == 0
+        await self.worker.call(self._open)
+
+    def _open(self) -> None:
+        found = os.stat(self.settings.database)
+        self._inode = (found.st_dev, found.st_ino)
+        self.replica = Replica(self.settings.database, self._options, self.counters)
+        self.replica.timekeeper = self.timekeeper
+        self.applier = Applier(self.replica, self.counters)
+        self.replica.start_run(self.run_number, self.settings.cluster, self.settings.node)
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Work until ``stop`` is set; publish what is left; return. Raises FileReplacedError, AdoptionNeededError."""
+        stops = [self._serve_requests()]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                jobs = [
+                    tasks.create_task(self._housekeeping(), name="housekeeping"),
+                    tasks.create_task(self._replicate(), name="replicate"),
+                ]
+                await self._until(stop, jobs)
+                await self._flush_at_stop()
+                for job in jobs:
+                    job.cancel()
+        except BaseExceptionGroup as group:
+            raise _first(group) from group
+        finally:
+            for serving in stops[0]:
+                serving()
+            await self.worker.call(self._close)
+            self.worker.close()
+
+    def _close(self) -> None:
+        if hasattr(self, "replica"):
+            self.replica.close()
+
+    async def _until(self, stop: asyncio.Event, jobs: list[asyncio.Task[None]]) -> None:
+        waiting = asyncio.create_task(stop.wait(), name="stop signal")
+        try:
+            await asyncio.wait({waiting, *jobs}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            waiting.cancel()
+
+    async def _replicate(self) -> None:
+        """Once NATS is there: confirm that the file belongs to the cluster, then run all stations."""
+        await self._confirm()
+        self.publisher = Publisher(
+            self.session,
+            self.replica,
+            self.counters,
+            self.timekeeper,
+            cluster=self.settings.cluster,
+            node=self.settings.node,
+            spool=self._folder,
+            message_bytes=self.settings.limits.message_bytes,
+            prepare=self._prepare,
+            repair=self._repair,
+        )
+        self.intake = Intake(
+            self.session,
+            self.applier,
+            self.worker,
+            self.counters,
+            spool=self._folder,
+            read_back=self._read_back,
+            on_outcome=self._on_outcome,
+        )
+        self.confirmed.set()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.intake.run(), name="intake")
+            if not self._fresh:
+                tasks.create_task(self.publisher.run(), name="publisher")
+            tasks.create_task(self._heartbeats(), name="heartbeats")
+            tasks.create_task(self._renew_lease(), name="lease")
+            tasks.create_task(self._mend_gaps(), name="mend gaps")
+            await self.started.wait()
+            if self._fresh:
+                # It must have applied every delete that others may already forget, before it says anything.
+                tasks.create_task(self.publisher.run(), name="publisher")
+
+    async def _confirm(self) -> None:
+        while not self.confirmed.is_set():
+            await self.session.wait_connected()
+            try:
+                await self._ensure_stream()
+                await self.lease.take(self.run_number, self._former_run)
+                await self._confirm_lineage()
+                return
+            except (NatsUnavailable, PublishUnacknowledged) as error:
+                log.debug("the cluster cannot be reached yet", reason=str(error))
+                await asyncio.sleep(0.5)
+
+    async def _confirm_lineage(self) -> None:
+        known = self.replica.progress.lineage
+        if known is not None:
+            await self._bootstrap.refound(known)
+            await self._bootstrap.lineage(FileState(present=True, lineage=known))
+            return
+        record = await read_cluster(self.session)
+        if record is not None and record.founder != self.settings.node:
+            raise AdoptionNeededError
+        await self._set_lineage(await self._bootstrap.lineage(FileState(present=True)))
+
+    async def _set_lineage(self, lineage: str) -> None:
+        def store() -> None:
+            with self.replica.transaction():
+                self.replica.progress = replace(self.replica.progress, lineage=lineage)
+
+        await self.worker.call(store)
+
+    # ---- what the stations call -------------------------------------------------------------------------------------
+
+    async def _prepare(self) -> None:
+        await self.worker.call(self._housekeep)
+
+    async def _repair(self, gone: list[tuple[int, Key]]) -> None:
+        def log_them() -> None:
+            with self.replica.transaction():
+                self.replica.fold_all()
+                self.replica.log_deletes(gone)
+
+        await self.worker.call(log_them)
+
+    async def _read_back(self, group_id: bytes) -> None:
+        if self.publisher is not None:
+            await self.publisher.read_back(group_id)
+
+    def _on_outcome(self, outcome: Outcome) -> None:
+        if outcome.gap:
+            self._gap.set()
+        asyncio.get_running_loop().create_task(self._announce(), name="announce")
+
+    async def _announce(self) -> None:
+        async with self.moved:
+            self.moved.notify_all()
+
+    # ---- upkeep ----------------------------------------------------------------------------------------------------
+
+    async def _housekeeping(self) -> None:
+        failure = ""
+        while True:
+            self._check_file()
+            try:
+                self.vitals = await self.worker.call(self._look_after)
+                if failure:
+                    log.info("the database can be written again")
+                failure = ""
+            except (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.LockedError) as error:
+                if not failure:
+                    log.error("the database cannot be written; trying again", reason=str(error))
+                failure = str(error)
+            self.last_progress = time.monotonic()
+            await self._announce()
+            await asyncio.sleep(HOUSEKEEPING_S)
+
+    def _check_file(self) -> None:
+        try:
+            found = os.stat(self.settings.database)
+        except FileNotFoundError as error:
+            raise FileReplacedError(f"{self.settings.database} was removed") from error
+        if (found.st_dev, found.st_ino) != self._inode:
+            raise FileReplacedError(f"{self.settings.database} was replaced by another file")
+
+    def _look_after(self) -> Vitals:
+        if self._work_to_do():
+            self._housekeep()
+        return self._read_vitals()
+
+    def _work_to_do(self) -> bool:
+        replica = self.replica
+        offset = self.timekeeper.offset_ms()
+        return (
+            replica.unfolded() > 0
+            or int(replica.db.pragma("schema_version")) != replica.catalog.schema_version
+            or replica.to_store()
+            or (self.intake is not None and self.intake.to_remember)
+            or (offset is not None and replica.drifts(offset))
+        )
+
+    def _housekeep(self) -> None:
+        self.applier.housekeeping()
+        with self.replica.transaction():
+            self.replica.follow_clock()
+            if self.intake is not None:
+                self.intake.remember()
+            conflicts.bound(self.replica.db, self.settings.limits.conflicts_rows)
+
+    def _read_vitals(self) -> Vitals:
+        db, progress = self.replica.db, self.replica.progress
+        first, last = db.execute(f"SELECT min(seq), max(seq) FROM {LOG}").fetchall()[0]  # noqa: S608 - constant name
+        published = max(progress.published_seq, self.publisher.acknowledged.seq if self.publisher else 0)
+        oldest = db.execute(f"SELECT ts FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT 1", (published,)).get  # noqa: S608
+
+        def count(table: str) -> int:
+            return int(db.execute(f"SELECT count(*) FROM {PREFIX}{table}").get or 0)  # noqa: S608 - constant name
+
+        return Vitals(
+            log_rows=last - first + 1 if last is not None and last > min(progress.published_seq, progress.folded_seq) else 0,
+            unfolded_rows=self.replica.unfolded(),
+            hidden_rows=count("hidden"),
+            parked_groups=count("parked"),
+            paused_rows=int(db.execute(f"SELECT sum(rows) FROM {PREFIX}paused").get or 0),  # noqa: S608
+            conflicts=count("conflicts"),
+            dead_letters=count("dead_letters"),
+            oldest_unpublished_ms=oldest,
+        )
+
+    async def _renew_lease(self) -> None:
+        while True:
+            await asyncio.sleep(RENEW_S)
+            try:
+                await self.session.wait_connected()
+                await self._ensure_stream()
+                await self.lease.renew(self.run_number)
+                if self.replica.progress.lineage is not None:
+                    await self._bootstrap.refound(self.replica.progress.lineage)
+            except (NatsUnavailable, PublishUnacknowledged) as error:
+                log.debug("the lease on the node name could not be renewed", reason=str(error))
+
+    async def _heartbeats(self) -> None:
+        while True:
+            try:
+                await self.session.wait_connected()
+                await self._heartbeat()
+            except (NatsUnavailable, PublishUnacknowledged, StreamFull) as error:
+                log.debug("a heartbeat could not be sent", reason=str(error))
+                await asyncio.sleep(0.5)
+                continue
+            await asyncio.sleep(self.settings.limits.heartbeat)
+
+    async def _heartbeat(self) -> None:
+        """Say in the stream how far this replica is; the first one, read back, opens the start."""
+        header, seq = await self.worker.call(self._heartbeat_facts)
+        chunk = Chunk(FORMAT, self.run_number, secrets.token_bytes(8), header.lo, header.hi, encode_frame(header))
+        subject = names.heartbeat_subject(self.settings.cluster, self.settings.node, self.run_number)
+        message_id = f"{self.run_number:012x}.{chunk.group.hex()}.0"
+        sequence = await self.session.publish(subject, encode_chunk(chunk), message_id)
+        if seq is not None and self.publisher is not None:
+            await self.publisher.advance(header.hi, seq)
+        await self._write_member("running" if self.started.is_set() else "catching up")
+        if not self.started.is_set():
+            await self._caught_up(sequence)
+
+    def _heartbeat_facts(self) -> tuple[Header, int | None]:
+        """The heartbeat's header, and the log row that it says is published (None while something is not)."""
+        replica = self.replica
+        with replica.transaction():
+            replica.fold_all()
+        progress = replica.progress
+        newest = int(replica.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
+        acknowledged = self.publisher.acknowledged if self.publisher is not None else None
+        published = max(progress.published, acknowledged.clock if acknowledged is not None else 0)
+        published_seq = max(progress.published_seq, acknowledged.seq if acknowledged is not None else 0)
+        pending = newest > published_seq or bool(progress.covers)
+        hi = published if pending else max(published, progress.clock)
+        seen = replica.vector_of_others()
+        header = Header(
+            progress.node,
+            published,
+            hi,
+            stretches=[(hi, seen)],
+            reported=seen | {progress.run: hi},
+            heartbeat=True,
+            clean=not progress.covers,
+        )
+        return header, None if pending else newest
+
+    async def _caught_up(self, sequence: int) -> None:
+        self.waiting_for = f"the stream to be applied up to message {sequence}"
+        async with self.moved:
+            await self.moved.wait_for(lambda: self.intake is not None and self.intake.consumed >= sequence)
+        self.started.set()
+        log.info("caught up", node=self.settings.node, run=f"{self.run_number:012x}", sequence=sequence)
+
+    async def _write_member(self, state: str) -> None:
+        progress = self.replica.progress
+        member = Member(
+            self.settings.node,
+            self.run_number,
+            __version__,
+            state,
+            self.replica.token_vector(),
+            progress.sequence,
+            self.timekeeper.now_ms() or time.time_ns() // 1_000_000,
+        )
+        await write_member(self.session, member)
+
+    # ---- gaps ------------------------------------------------------------------------------------------------------
+
+    async def _mend_gaps(self) -> None:
+        """Something is missing that the stream will not bring: have everybody say it again; at last, go on without."""
+        while True:
+            await self._gap.wait()
+            self._gap.clear()
+            self._gap_since = self._gap_since or time.monotonic()
+            try:
+                await self.session.wait_connected()
+                await self._ask_for_refill()
+            except (NatsUnavailable, PublishUnacknowledged) as error:
+                log.debug("a refill could not be asked for", reason=str(error))
+            await asyncio.sleep(MEND_PAUSE_S)
+            if self.vitals.parked_groups == 0 and not self._gap.is_set():
+                self._gap_since = None
+                continue
+            if time.monotonic() - self._gap_since > self.settings.limits.gap_timeout:
+                forced = await self.worker.call(self.applier.force_gaps)
+                log.warning("nobody could fill a gap: changes are applied without what came before", groups=forced)
+                self._gap_since = None
+                continue
+            self._gap.set()
+
+    async def _ask_for_refill(self) -> None:
+        members = await read_members(self.session)
+        others = [node for node in members if node != self.settings.node]
+        answers = await asyncio.gather(*(self._ask(node, {"do": "position"}) for node in others))
+        vectors = [_vector(a["vector"]) for a in answers if a is not None]
+        own = await self.worker.call(self.replica.runs.vector)
+        lo = least([own, *vectors])
+        request = {"do": "say again", "lo": {str(run): clock for run, clock in lo.items()}}
+        await asyncio.gather(self._say_again(lo), *(self._ask(node, request) for node in others))
+
+    async def _ask(self, node: str, request: dict[str, object]) -> dict[str, object] | None:
+        """Ask one agent; None if it does not answer."""
+        subject = names.agent_subject(self.settings.cluster, node)
+        try:
+            answer = await self.session.request(subject, msgspec.json.encode(request), ASK_S)
+        except (NatsUnavailable, RequestFailed):
+            return None
+        return msgspec.json.decode(answer, type=dict[str, object])
+
+    async def _say_again(self, lo: Vector) -> None:
+        """Publish again what somebody may lack, unless that was just done."""
+        now = time.monotonic()
+        self._said_again = [(at, said) for at, said in self._said_again if now - at < MEND_PAUSE_S * 2]
+        vector = await self.worker.call(self.replica.runs.vector)
+        if dominates(lo, vector) or any(dominates(lo, said) for _, said in self._said_again):
+            return
+        self._said_again.append((now, lo))
+        if self.publisher is None:
+            return
+
+        def refill() -> None:
+            with self.replica.transaction():
+                self.replica.refill(lo)
+
+        self.publisher.hold()
+        try:
+            await self.worker.call(refill)
+        finally:
+            self.publisher.say_again()
+        log.info("rows that the stream lost are published again")
+
+    # ---- requests from others --------------------------------------------------------------------------------------
+
+    def _serve_requests(self) -> list[Callable[[], None]]:
+        cluster, node = self.settings.cluster, self.settings.node
+        return [
+            self.session.serve(names.agent_subject(cluster, node), self._answer),
+            self.session.serve(names.any_agent_subject(cluster), self._answer, names.AGENTS_QUEUE),
+        ]
+
+    async def _answer(self, data: bytes) -> bytes:
+        try:
+            request = msgspec.json.decode(data, type=dict[str, object])
+        except msgspec.MsgspecError as error:
+            raise AgentError(f"a request must be a JSON object: {error}") from error
+        if not self.confirmed.is_set():
+            raise AgentError(f"node {self.settings.node} is not a member of the cluster yet")
+        match request.get("do"):
+            case "position":
+                vector = await self.worker.call(self.replica.runs.vector)
+                return msgspec.json.encode({"version": 1, "vector": {str(r): c for r, c in vector.items()}})
+            case "wait":
+                reached = await self.wait(_vector(request.get("vector")), float(str(request.get("timeout", 30))))
+                return msgspec.json.encode({"version": 1, "reached": reached})
+            case "say again":
+                await self._say_again(_vector(request.get("lo")))
+                return msgspec.json.encode({"version": 1})
+            case "snapshot":
+                return msgspec.json.encode(await self.snapshot())
+            case other:
+                raise AgentError(f"node {self.settings.node} knows no request {other!r}")
+
+    async def snapshot(self) -> object:
+        """Take a snapshot into the object store; requests that come meanwhile wait their turn."""
+        if not self.started.is_set():
+            raise AgentError(f"node {self.settings.node} is still catching up")
+        async with self._snapshotting:
+            return await take_snapshot(
+                self.session, self.settings.database, self._folder, self._options, self.counters, self._published
+            )
+
+    async def _published(self, clock: int) -> None:
+        """Return once the stream has everything of this run up to this clock."""
+        assert self.publisher is not None
+        if clock > self.publisher.acknowledged.clock:
+            newest = await self.worker.call(self._newest)
+            await self.publisher.wait_published(newest)
+
+    def _newest(self) -> int:
+        return int(self.replica.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
+
+    # ---- questions -------------------------------------------------------------------------------------------------
+
+    async def position(self) -> Vector:
+        """What this replica shows, every local write so far included."""
+
+        def folded() -> Vector:
+            if self.replica.unfolded():
+                with self.replica.transaction():
+                    self.replica.fold_all()
+            return self.replica.token_vector()
+
+        return await self.worker.call(folded)
+
+    async def wait(self, vector: Vector, timeout_s: float) -> bool:
+        """Whether all of it is applied here, at the latest after the time."""
+
+        def here() -> bool:
+            shown = self.replica.runs.vector() | {self.run_number: 1 << 63}
+            return dominates(shown, vector)
+
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s), self.moved:
+                await self.moved.wait_for(here)
+        return here()
+
+    async def flush(self, acks: str | int, timeout_s: float) -> tuple[bool, str]:
+        """Whether every local write so far has the durability asked for, at the latest after the time."""
+        ends = time.monotonic() + timeout_s
+        if self.publisher is None:
+            return False, "NATS has not been reached yet; the writes are on the local disk"
+        newest = await self.worker.call(self._newest)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.publisher.wait_published(newest)
+        except TimeoutError:
+            return False, "the stream has not acknowledged all writes in time; they are on the local disk"
+        if acks == "stream":
+            return True, "the stream has all writes"
+        vector = {self.run_number: (await self.position()).get(self.run_number, 0)}
+        members = await read_members(self.session)
+        others = [m.node for m in members.values() if m.node != self.settings.node and m.state != "stopped"]
+        wanted = len(others) if acks == "all" else int(acks)
+        left = max(0.1, ends - time.monotonic())
+        request = {"do": "wait", "vector": {str(r): c for r, c in vector.items() if c}, "timeout": left}
+        answers = await asyncio.gather(*(self._ask_long(node, request, left) for node in others))
+        reached = sum(1 for a in answers if a is not None and a.get("reached"))
+        return reached >= wanted, f"{reached} of {len(others)} other members have applied all writes"
+
+    async def _ask_long(self, node: str, request: dict[str, object], timeout_s: float) -> dict[str, object] | None:
+        subject = names.agent_subject(self.settings.cluster, node)
+        try:
+            answer = await self.session.request(subject, msgspec.json.encode(request), timeout_s + 1)
+        except (NatsUnavailable, RequestFailed):
+            return None
+        return msgspec.json.decode(answer, type=dict[str, object])
+
+    async def conflicts(self, after: int, limit: int) -> list[dict[str, object]]:
+        """A page of the conflict log."""
+        return await self.worker.call(conflicts.page, self.replica.db, after, limit)
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    async def _flush_at_stop(self) -> None:
+        """Publish what is left, give the name back; what cannot be published stays on disk and is said."""
+        newest = await self.worker.call(self._newest)
+        done = self.publisher is not None and self.session.connected
+        try:
+            async with asyncio.timeout(self.settings.limits.flush_timeout if done else 0):
+                if self.publisher is not None:
+                    await self.publisher.wait_published(newest)
+        except TimeoutError:
+            published = self.publisher.acknowledged.seq if self.publisher is not None else 0
+            if newest > published:
+                log.warning(
+                    "stopping with changes that are not published; they are on disk and will be sent by the next start",
+                    rows=newest - published,
+                )
+        await self.worker.call(self._last_housekeeping)
+        with suppress(AgentError, TimeoutError):
+            async with asyncio.timeout(2):
+                if self.session.connected and self.confirmed.is_set():
+                    await self._write_member("stopped")
+                    await self.lease.release()
+
+    def _last_housekeeping(self) -> None:
+        with suppress(apsw.Error, FileReplacedError):
+            self._housekeep()
+
+
+def _vector(value: object) -> Vector:
+    """A vector from JSON, whose keys are text."""
+    if not isinstance(value, dict):
+        raise AgentError("a vector must be an object {run: clock}")
+    return {int(run): int(clock) for run, clock in value.items()}
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The failure that ended the tasks, out of however many groups it is wrapped in."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -1,0 +1,411 @@
+"""Replicas of the real core around a stream in memory, in one process and one thread, driven by a seed.
+
+The files, the triggers, the fold, the reader, the wire format, the assembler and the applier are the agent's own; only
+time, the stream and the moments at which things happen are simulated. What is random comes from the seed, so a history
+repeats exactly. A process would not outlive a crash: here all objects of the agent are thrown away and made again.
+"""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import apsw
+
+from replicated_sqlite_agent.capture.install import CaptureOptions
+from replicated_sqlite_agent.changes import CLOCK_SHIFT, Key, Kind, RowState
+from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.exact import select
+from replicated_sqlite_agent.inbound.applier import Applier, Point
+from replicated_sqlite_agent.inbound.assembler import Arrived, Assembler
+from replicated_sqlite_agent.outbound import log_reader
+from replicated_sqlite_agent.outbound.log_reader import Group, LogReader, NotReadyError, Sent
+from replicated_sqlite_agent.replica.state import Replica
+from replicated_sqlite_agent.settings import Merge, Policy, Tables
+from replicated_sqlite_agent.timekeeper import Timekeeper
+from replicated_sqlite_agent.wire import FORMAT, Chunk, decode_chunk, encode_chunk
+from simulation.application import BY_COLUMN, NODES_MAX, SCHEMA, Application
+
+LOG = "__rsqlite_log"
+CLUSTER = "simulated"
+START_MS = 1_700_000_000_000
+
+
+class FlawError(AssertionError):
+    """Something that must never happen."""
+
+
+class AbortedError(Exception):
+    """The simulated disk refused a commit of the agent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """A local write as the fold stored it."""
+
+    table: str
+    key: Key
+    state: RowState
+    run: int
+    clock: int
+    seen: dict[int, int]
+    columns: tuple[str, ...]
+
+
+@dataclass(slots=True)
+class Stream:
+    """Messages by sequence, from 1."""
+
+    messages: list[tuple[int, bytes]] = field(default_factory=list)
+
+    @property
+    def last(self) -> int:
+        """The last sequence, 0 if it is empty."""
+        return len(self.messages)
+
+    def put(self, time_ms: int, data: bytes) -> int:
+        """Store a message; returns its sequence."""
+        self.messages.append((time_ms, data))
+        return len(self.messages)
+
+
+class WatchedReplica(Replica):
+    """A replica whose folds are noted, so that what must survive is known."""
+
+    def __init__(self, path: Path, options: CaptureOptions, counters: Counters, noted: list[Noted]) -> None:
+        super().__init__(path, options, counters)
+        self._noted = noted
+
+    def fold(self, rows_max: int, usable: set[int] | None = None) -> int:
+        """The fold, and a note of each key that it gave a version."""
+        after = self.progress.folded_seq
+        seen = self.vector_of_others()
+        width = self._log_width()
+        columns = ["top", *(f"k{i + 1}" for i in range(width))]
+        kinds = dict(self.catalog.by_number)
+        count = super().fold(rows_max, usable)
+        if not count:
+            return 0
+        rest = f"FROM {LOG} WHERE seq > {after} AND seq <= {self.progress.folded_seq}"
+        mentioned = {}
+        for top, *key in select(self.db, columns, rest):
+            number, kind = divmod(int(top), 8)  # type: ignore[arg-type]
+            if kind in (Kind.INSERT, Kind.UPDATE, Kind.DELETE) and number in self.tables and number in kinds:
+                mentioned[number, tuple(key[: len(kinds[number].table.key)])] = kind
+        for number, key in mentioned:
+            self._note(number, key, seen)
+        return count
+
+    def _note(self, number: int, key: Key, seen: dict[int, int]) -> None:
+        rows = self.tables[number]
+        if rows.table.keyless:
+            return
+        stored = rows.entry(key)
+        if stored is None:
+            raise FlawError(f"{rows.table.name}{key} was folded and has no versions")
+        clock = max((v.clock for v in stored.state.versions() if v.run == self.progress.run), default=0)
+        if clock == 0:
+            raise FlawError(f"{rows.table.name}{key} was folded and has no version of its own: {stored.state}")
+        same = rows.table.same_key(key)
+        columns = rows.table.columns
+        self._noted.append(Noted(rows.table.name, same, stored.state, self.progress.run, clock, seen, columns))
+
+
+class ServerTime(Timekeeper):
+    """The stream server's time, as the simulation has it."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self._node = node
+
+    def now_ms(self) -> int | None:
+        """The server's time; None if this world's nodes have not measured it."""
+        return self._node.world.now_ms if self._node.world.measured else None
+
+    def offset_ms(self) -> int | None:
+        """What to add to this node's wall clock."""
+        return -self._node.skew_ms if self._node.world.measured else None
+
+
+class Node:
+    """One file with its application and its agent."""
+
+    def __init__(self, world: World, number: int, path: Path) -> None:
+        self.world, self.number, self.path, self.name = world, number, path, f"n{number}"
+        self.skew_ms = 0
+        self.app = Application(path, number, world.chance, self.wall_ms)
+        self.ledger: dict[int, int] = {}
+        """Log row of a committed write -> the clock it must get."""
+        self.folded: set[int] = set()
+        self.counters = Counters()
+        self.unsure: list[Noted] = []
+        self.schema_steps = 0
+
+    def wall_ms(self) -> int:
+        """What this node's clock shows."""
+        return self.world.now_ms + self.skew_ms
+
+    # ---- the agent's process ------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """A new run on the file, as every start of an agent is."""
+        world = self.world
+        self.run = world.chance.getrandbits(47)
+        self.runs = [*getattr(self, "runs", []), self.run]
+        self.replica = WatchedReplica(self.path, world.options(self.name), self.counters, self.unsure)
+        self.replica.db.create_scalar_function(
+            "julianday", lambda _: 2440587.5 + (self.wall_ms() + 0.5) / 86_400_000, 1
+        )
+        self.replica.timekeeper = ServerTime(self)
+        self.reader = LogReader(self.path, world.folder)
+        with self.noting():
+            self.replica.start_run(self.run, CLUSTER, self.name)
+        self.applier = Applier(self.replica, self.counters)
+        self.assembler = Assembler(world.folder, self.counters)
+        self._from_the_file()
+
+    def _from_the_file(self) -> None:
+        progress = self.replica.progress
+        self.assembler.reset(progress.sequence, progress.group_id)
+        self.cursor = progress.sequence
+        self.acknowledged = Sent(progress.published, progress.published_seq)
+        self.read_again()
+
+    def read_again(self) -> None:
+        """The publisher starts again after what is acknowledged."""
+        self.sent, self.covers = self.acknowledged, {}
+        self.underway: list[Group] = []
+
+    def stop(self) -> None:
+        """The process is gone; nothing it had in memory remains."""
+        self.reader.close()
+        self.replica.close()
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """What was folded counts once it is committed."""
+        self.unsure.clear()
+        yield
+        self.world.oracle.note(self, self.unsure)
+        self.unsure.clear()
+
+    def write(self, work: Callable[[], object]) -> None:
+        """A transaction of the agent."""
+        with self.noting(), self.replica.transaction():
+            work()
+
+    # ---- the way out --------------------------------------------------------------------------------------------------
+
+    def _group(self) -> Group | None:
+        for _ in range(4):
+            try:
+                now_ms = self.replica.timekeeper.now_ms()
+                return self.reader.read(self.run, self.sent, self.covers, self.replica.catalog, now_ms)
+            except NotReadyError:
+                self.write(self.replica.fold_all)
+        raise FlawError(f"{self.name}: the reader is never ready")
+
+    def publish(self, fate: str) -> str | None:
+        """Read a group and send it; returns what happened, None if there was nothing to say.
+
+        ``fate``: ok | late (acknowledged later) | unknown (stored, the sender does not learn it) | torn (not all of its
+        chunks) | lost (nothing of it, while it seems to be under way) | twice (its bytes are stored twice).
+        """
+        group = self._group()
+        if group is None:
+            return None
+        if group.unrowed:
+            raise FlawError(f"{self.name}: alive without a row {group.unrowed}")
+        pieces = list(group.slices(self.world.chunk_bytes))
+        pieces = pieces[:-1] if len(pieces) > 1 and not pieces[-1] else pieces
+        data = [
+            encode_chunk(Chunk(FORMAT, group.run, group.id, group.lo, group.hi, piece, i, len(pieces)))
+            for i, piece in enumerate(pieces)
+        ]
+        if fate == "torn":
+            data = data[: self.world.chance.randrange(len(data))]
+        if fate == "lost":
+            data = []
+        for _ in range(2 if fate == "twice" else 1):
+            for message in data:
+                self.world.stream.put(self.world.now_ms, message)
+        self.sent, self.covers = Sent(group.hi, group.seq), group.covers or self.covers
+        self.underway.append(group)
+        if fate in ("ok", "twice") and self.underway[0] is group:
+            self.acknowledge(1)
+        elif fate in ("unknown", "torn"):
+            self.read_again()
+        self.world.hit(f"publish {fate}")
+        self.world.hits["groups of several chunks"] += len(data) > 1
+        return f"{group.rows} rows ({group.lo}, {group.hi}] to log row {group.seq} in {len(data)} chunks, {fate}"
+
+    def acknowledge(self, count: int) -> None:
+        """The stream acknowledges groups, in order, if it has them."""
+        for group in self.underway[:count]:
+            if not self.world.has(group.id):
+                self.read_again()
+                return
+            self._published(group.hi, group.seq)
+            self.underway = self.underway[1:]
+
+    def _published(self, clock: int, seq: int) -> None:
+        if clock >= self.acknowledged.clock:
+            self.acknowledged = Sent(clock, max(seq, self.acknowledged.seq))
+            self.replica.acknowledged(self.run, self.acknowledged.clock, self.acknowledged.seq)
+
+    # ---- the way in ---------------------------------------------------------------------------------------------------
+
+    def pull(self, count: int) -> str:
+        """Take messages from the stream and apply the groups they complete, in one transaction."""
+        arrived: list[Arrived] = []
+        for _ in range(count):
+            if self.cursor >= self.world.stream.last:
+                break
+            self.cursor += 1
+            time_ms, data = self.world.stream.messages[self.cursor - 1]
+            chunk = decode_chunk(data)
+            if chunk.run == self.run:
+                if chunk.i == chunk.n - 1:
+                    self._read_back(chunk.group)
+                self.assembler.pass_over(self.cursor, chunk.group)
+                continue
+            group = self.assembler.add(self.cursor, time_ms, chunk)
+            arrived += [group] if group is not None else []
+        if not arrived:
+            return f"to {self.cursor}, nothing whole"
+        sequence, group_id = self.assembler.position
+        with self.noting():
+            outcome = self.applier.apply(arrived, Point("s", sequence, group_id))
+        self.world.hit("groups applied", len(arrived))
+        return f"to {self.cursor}, {len(arrived)} groups, {outcome.rows} rows"
+
+    def _read_back(self, group_id: bytes) -> None:
+        """An own group in the stream is an acknowledgement, if it is the oldest under way."""
+        if self.underway and self.underway[0].id == group_id:
+            self.acknowledge(1)
+
+    def deliver_again(self) -> None:
+        """The consumer is made anew from the position in the file."""
+        self.assembler.reset(self.replica.progress.sequence, self.replica.progress.group_id)
+        self.cursor = self.replica.progress.sequence
+
+    @contextmanager
+    def refusing_commits(self) -> Iterator[None]:
+        """The agent's next commit fails, as on a full disk."""
+        self.replica.db.set_commit_hook(lambda: True)
+        try:
+            yield
+        except apsw.ConstraintError as error:
+            raise AbortedError from error
+        finally:
+            self.replica.db.set_commit_hook(None)
+
+    # ---- the application ------------------------------------------------------------------------------------------------
+
+    def newest(self) -> int:
+        """The newest log row."""
+        return int(self.app.db.execute(f"SELECT coalesce(max(seq), 0) FROM {LOG}").fetchone()[0])
+
+    def write_something(self) -> str:
+        """One transaction of the application; each log row it commits is owed a version."""
+        before = self.newest()
+        told = self.app.transaction()
+        self._owe(before)
+        return told
+
+    def _owe(self, before: int) -> None:
+        clock, offset, folded = self.app.db.execute(
+            "SELECT clock, clock_offset, folded_seq FROM __rsqlite_state"
+        ).fetchone()
+        for seq, stamp_ms in self.app.db.execute(f"SELECT seq, ts FROM {LOG} WHERE seq > ? ORDER BY seq", (folded,)):
+            clock = max(clock + 1, (stamp_ms + offset) << CLOCK_SHIFT)
+            if seq > before:
+                self.ledger[seq] = clock
+
+
+class World:
+    """All nodes, the stream, the time and what has happened."""
+
+    def __init__(self, seed: int, folder: Path) -> None:
+        from simulation.oracle import Oracle
+
+        self.seed, self.folder, self.chance = seed, folder, random.Random(seed)
+        self.now_ms = START_MS
+        self.stream = Stream()
+        self.oracle = Oracle(self)
+        self.history: list[str] = []
+        self.hits: dict[str, int] = {}
+        self.hits["groups of several chunks"] = 0
+        self.chunk_bytes = self.chance.choice((150, 700, 4000, 1 << 19))
+        self.exact_notes = True
+        """Whether no file was copied raw: rows without a key that were not folded are then there twice."""
+        self.measured = self.chance.random() < 0.3
+        """Whether the nodes know the server's time and correct their clocks by it."""
+        self.journal = self.chance.choice(("WAL", "WAL", "DELETE", "TRUNCATE"))
+        self.by_column = tuple(t for t in BY_COLUMN if self.chance.random() < 0.5)
+        self.image_rows = self.chance.choice((2, 5, 65))
+        self.slice_rows = self.chance.choice((3, 50, 5000))
+        self.unfolded_max = self.chance.choice((5, 256))
+        self.nodes = [self._found(number) for number in range(self.chance.choice((2, 2, 3, 3, 4)))]
+        for node in self.nodes:
+            node.start()
+
+    def options(self, name: str) -> CaptureOptions:
+        """The configuration, the same on all nodes."""
+        policies = tuple(Policy(table=table, merge=Merge.COLUMN_LWW) for table in self.by_column)
+        return CaptureOptions(name, Tables(policies=policies))
+
+    def _found(self, number: int) -> Node:
+        node = Node(self, number, self.folder / f"n{number}.db")
+        node.app.db.execute(f"PRAGMA journal_mode = {self.journal}")
+        node.app.db.executescript(SCHEMA)
+        return node
+
+    def clone(self, node: Node) -> Node:
+        """A raw copy of the volume starts beside the original."""
+        number = len(self.nodes)
+        path = self.folder / f"n{number}.db"
+        node.app.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        shutil.copy(node.path, path)
+        copy = Node(self, number, path)
+        copy.app.column_added = node.app.column_added
+        copy.ledger, copy.folded = dict(node.ledger), set(node.folded)
+        self.nodes.append(copy)
+        copy.start()
+        return copy
+
+    def has(self, group_id: bytes) -> bool:
+        """Whether the stream has a whole group."""
+        chunks = [decode_chunk(data) for _, data in self.stream.messages]
+        found = {chunk.i for chunk in chunks if chunk.group == group_id}
+        return any(chunk.group == group_id and len(found) == chunk.n for chunk in chunks)
+
+    def hit(self, what: str, count: int = 1) -> None:
+        """Count that something really happened."""
+        self.hits[what] = self.hits.get(what, 0) + count
+
+    def room(self) -> bool:
+        """Whether there may be one more node."""
+        return len(self.nodes) < NODES_MAX
+
+    @contextmanager
+    def thresholds(self) -> Iterator[None]:
+        """Small groups take the ways that are meant for large ones."""
+        kept = (log_reader.IMAGE_ROWS_MIN, log_reader.SLICE_ROWS, log_reader.UNFOLDED_ROWS_MAX)
+        log_reader.IMAGE_ROWS_MIN, log_reader.SLICE_ROWS = self.image_rows, self.slice_rows
+        log_reader.UNFOLDED_ROWS_MAX = self.unfolded_max
+        try:
+            yield
+        finally:
+            log_reader.IMAGE_ROWS_MIN, log_reader.SLICE_ROWS, log_reader.UNFOLDED_ROWS_MAX = kept
+
+    def close(self) -> None:
+        """Close every connection: the agents' first, since the last one of the application removes the WAL."""
+        for node in self.nodes:
+            node.stop()
+        for node in self.nodes:
+            node.app.db.close()
