@@ -187,5 +187,3 @@ def discard_leftovers(database: Path) -> None:
     """A WAL or journal without its database would be played into the new one."""
     for suffix in ("-wal", "-shm", "-journal"):
         database.with_name(database.name + suffix).unlink(missing_ok=True)
-
-

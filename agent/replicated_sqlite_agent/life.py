@@ -20,7 +20,7 @@ from replicated_sqlite_agent.capture.install import CaptureOptions
 from replicated_sqlite_agent.capture.triggers import LOG
 from replicated_sqlite_agent.changes import Key, Vector, dominates, least
 from replicated_sqlite_agent.counters import Counters
-from replicated_sqlite_agent.database.connection import Worker
+from replicated_sqlite_agent.database.connection import Worker, all_rows, scalar
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.inbound.applier import Applier, Outcome
@@ -298,19 +298,21 @@ class Life:
 
     def _read_vitals(self) -> Vitals:
         db, progress = self.replica.db, self.replica.progress
-        first, last = db.execute(f"SELECT min(seq), max(seq) FROM {LOG}").fetchall()[0]  # noqa: S608 - constant name
+        first, last = all_rows(db, f"SELECT min(seq), max(seq) FROM {LOG}")[0]
         published = max(progress.published_seq, self.publisher.acknowledged.seq if self.publisher else 0)
-        oldest = db.execute(f"SELECT ts FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT 1", (published,)).get  # noqa: S608
+        oldest = scalar(db, f"SELECT ts FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT 1", (published,))
 
         def count(table: str) -> int:
-            return int(db.execute(f"SELECT count(*) FROM {PREFIX}{table}").get or 0)  # noqa: S608 - constant name
+            return int(scalar(db, f"SELECT count(*) FROM {PREFIX}{table}") or 0)
 
         return Vitals(
-            log_rows=last - first + 1 if last is not None and last > min(progress.published_seq, progress.folded_seq) else 0,
+            log_rows=last - first + 1
+            if last is not None and last > min(progress.published_seq, progress.folded_seq)
+            else 0,
             unfolded_rows=self.replica.unfolded(),
             hidden_rows=count("hidden"),
             parked_groups=count("parked"),
-            paused_rows=int(db.execute(f"SELECT sum(rows) FROM {PREFIX}paused").get or 0),  # noqa: S608
+            paused_rows=int(scalar(db, f"SELECT sum(rows) FROM {PREFIX}paused") or 0),
             conflicts=count("conflicts"),
             dead_letters=count("dead_letters"),
             oldest_unpublished_ms=oldest,
@@ -358,7 +360,7 @@ class Life:
         with replica.transaction():
             replica.fold_all()
         progress = replica.progress
-        newest = int(replica.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
+        newest = int(scalar(replica.db, f"SELECT max(seq) FROM {LOG}") or 0)
         acknowledged = self.publisher.acknowledged if self.publisher is not None else None
         published = max(progress.published, acknowledged.clock if acknowledged is not None else 0)
         published_seq = max(progress.published_seq, acknowledged.seq if acknowledged is not None else 0)
@@ -427,7 +429,7 @@ class Life:
         vectors = [_vector(a["vector"]) for a in answers if a is not None]
         own = await self.worker.call(self.replica.runs.vector)
         lo = least([own, *vectors])
-        request = {"do": "say again", "lo": {str(run): clock for run, clock in lo.items()}}
+        request: dict[str, object] = {"do": "say again", "lo": {str(run): clock for run, clock in lo.items()}}
         await asyncio.gather(self._say_again(lo), *(self._ask(node, request) for node in others))
 
     async def _ask(self, node: str, request: dict[str, object]) -> dict[str, object] | None:
@@ -509,7 +511,7 @@ class Life:
             await self.publisher.wait_published(newest)
 
     def _newest(self) -> int:
-        return int(self.replica.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
+        return int(scalar(self.replica.db, f"SELECT max(seq) FROM {LOG}") or 0)
 
     # ---- questions -------------------------------------------------------------------------------------------------
 

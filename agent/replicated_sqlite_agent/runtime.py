@@ -122,7 +122,9 @@ class Agent:
             return settings
         self._embedded = EmbeddedServer(settings.nats, settings.nats.embedded.store, settings.node)
         await self._embedded.start()
-        log.info("the embedded NATS server runs; other agents use it as nats.servers", url=self._embedded.advertised_url)
+        log.info(
+            "the embedded NATS server runs; other agents use it as nats.servers", url=self._embedded.advertised_url
+        )
         nats = msgspec.structs.replace(settings.nats, servers=(self._embedded.url,))
         return msgspec.structs.replace(settings, nats=nats)
 
@@ -153,9 +155,7 @@ class Agent:
     async def _live(self, stop: asyncio.Event) -> None:
         """One run after another: a replaced file begins a new one."""
         assert self._session is not None
-        bootstrap = Bootstrap(
-            self._settings, self._session, self._folder, self._options, self._counters, self._say
-        )
+        bootstrap = Bootstrap(self._settings, self._session, self._folder, self._options, self._counters, self._say)
         while not stop.is_set():
             file = look(self._settings.database)
             if not file.present:
@@ -181,7 +181,9 @@ class Agent:
                 self._say("capture is installed; catching up")
                 await life.run(stop)
             except FileReplacedError as replaced:
-                log.warning("the database file changed under the agent; beginning again with the new one", reason=str(replaced))
+                log.warning(
+                    "the database file changed under the agent; beginning again with the new one", reason=str(replaced)
+                )
                 await asyncio.sleep(0.1)
             except AdoptionNeededError:
                 self._life = None
@@ -349,14 +351,18 @@ class Agent:
             return alarms
         for share, word in ((0.8, "80"), (0.5, "50")):
             if life.vitals.log_rows > limits.log_max_rows * share:
-                alarms.append(f"the log of unpublished changes is {word} % full ({life.vitals.log_rows} rows); is NATS reachable?")
+                alarms.append(
+                    f"the log of unpublished changes is {word} % full ({life.vitals.log_rows} rows); is NATS reachable?"
+                )
                 break
         for share, word in ((0.8, "80"), (0.5, "50")):
-            if stream is not None and 0 < stream.max_bytes and stream.bytes > stream.max_bytes * share:
+            if stream is not None and stream.max_bytes > 0 and stream.bytes > stream.max_bytes * share:
                 alarms.append(f"the stream is {word} % full ({stream.bytes} of {stream.max_bytes} bytes)")
                 break
         if life.publisher is not None and life.publisher.full:
-            alarms.append("the stream is full: publishing waits, nothing is lost; raise its max_bytes or let it be trimmed")
+            alarms.append(
+                "the stream is full: publishing waits, nothing is lost; raise its max_bytes or let it be trimmed"
+            )
         if failure := self._write_failure():
             alarms.append(failure)
         if life.vitals.dead_letters:

@@ -107,7 +107,16 @@ IMAGE_ROWS_MIN = 65
 
 def image_schema(keys: int, columns: int) -> str:
     """The one table of an image. A receiver refuses an image whose schema has any other text."""
-    names = [*(f"k{i + 1}" for i in range(keys)), "l", "lr", "dead", "u", "ur", "x", *(f"v{i + 1}" for i in range(columns))]
+    names = [
+        *(f"k{i + 1}" for i in range(keys)),
+        "l",
+        "lr",
+        "dead",
+        "u",
+        "ur",
+        "x",
+        *(f"v{i + 1}" for i in range(columns)),
+    ]
     return f"CREATE TABLE r({', '.join(names)})"
 
 
@@ -187,7 +196,9 @@ def row_to_wire(key: tuple[Value, ...], state: RowState, columns: tuple[str, ...
     return head + [state.values.get(c) for c in columns] if state.alive else head
 
 
-def row_from_wire(row: list[Any], keys: int, columns: list[str], runs: dict[int, int]) -> tuple[tuple[Value, ...], RowState]:
+def row_from_wire(
+    row: list[Any], keys: int, columns: list[str], runs: dict[int, int]
+) -> tuple[tuple[Value, ...], RowState]:
     """The inverse of `row_to_wire`; ``runs`` maps the block's numbers to run numbers. Raises WireError."""
     try:
         life_clock, life_run, dead, update_clock, update_run, x = row[keys : keys + 6]

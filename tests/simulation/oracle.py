@@ -96,8 +96,9 @@ class Oracle:
                 for version in state.versions():
                     if version.clock > vector.get(version.run, 0):
                         raise FlawError(f"{node.name} shows {rows.table.name}{key} {version} above {vector}")
+        paused = {row[0] for row in node.app.db.execute("SELECT name FROM __rsqlite_paused")}
         for write in self.writes:
-            if write.clock > vector.get(write.run, 0) or write.table in node.applier.paused:
+            if write.clock > vector.get(write.run, 0) or write.table in paused:
                 continue
             here = entries.get(write.table, {}).get(write.key)
             if here is None or not covered(write.state, here, write.columns):

@@ -1,7 +1,7 @@
 """The user's triggers that feed virtual tables (FTS5 and the like). Pure.
 
 The agent applies rows with triggers off, so that an audit trigger does not write its row twice: its row arrives as a
-row. A virtual table's content does not travel; so the statements of triggers that write one are run for applied rows too.
+row. A virtual table's content does not travel, so the statements of triggers that write one run for applied rows too.
 """
 
 from __future__ import annotations

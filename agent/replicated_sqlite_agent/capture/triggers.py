@@ -69,7 +69,8 @@ def read_only_triggers(table: Table, node: str) -> dict[str, str]:
 
 def _trigger(table: Table, name: str, event: str, when: str | None, body: list[str]) -> str:
     condition = f" WHEN {when}" if when else ""
-    return f"CREATE TRIGGER {quote(name)} {event} ON {quote(table.name)}{condition} BEGIN {' '.join(f'{s};' for s in body)} END"
+    statements = " ".join(f"{s};" for s in body)
+    return f"CREATE TRIGGER {quote(name)} {event} ON {quote(table.name)}{condition} BEGIN {statements} END"
 
 
 def _log(table: Table, number: int, kind: Kind, row: str, mask: str = "-1") -> str:
@@ -110,7 +111,9 @@ def _touched(table: Table, number: int, index: UniqueIndex) -> str:
     """Log each other row that has the value which NEW is about to claim in one UNIQUE index."""
     columns = ", ".join(f"k{i + 1}" for i in range(len(table.key)))
     head = f"INSERT INTO {LOG}(top, ts, mask, {columns}) SELECT {number * KIND_FACTOR + Kind.TOUCHED}, {NOW_MS}, 0, "
-    return f"{head}{listed(table.key_names)} FROM {quote(table.name)} WHERE {collides(table, index)} AND ({_other(table)})"
+    return (
+        f"{head}{listed(table.key_names)} FROM {quote(table.name)} WHERE {collides(table, index)} AND ({_other(table)})"
+    )
 
 
 def collides(table: Table, index: UniqueIndex) -> str:

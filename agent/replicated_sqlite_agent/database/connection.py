@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import apsw
 
@@ -20,6 +20,16 @@ T = TypeVar("T")
 BUSY_TIMEOUT_S = 30.0
 """How long the agent waits for the application's transaction before it reports that the file is busy."""
 BUSY_STEP_S = 0.001
+
+
+def all_rows(db: apsw.Connection, sql: str, values: tuple[object, ...] = ()) -> list[Any]:
+    """All rows of a statement whose column types the caller knows."""
+    return db.execute(sql, values).fetchall()
+
+
+def scalar(db: apsw.Connection, sql: str, values: tuple[object, ...] = ()) -> Any:
+    """The first column of the first row, None if there is none."""
+    return db.execute(sql, values).get
 
 
 def connect(path: Path) -> apsw.Connection:
@@ -54,14 +64,18 @@ def open_database(path: Path) -> apsw.Connection:
     try:
         db = connect(path)
         if db.readonly("main"):
-            raise FileUnusableError(f"{path} cannot be written: give the agent the application's user and a writable volume")
+            raise FileUnusableError(
+                f"{path} cannot be written: give the agent the application's user and a writable volume"
+            )
         db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
     except apsw.NotADBError as error:
         raise FileUnusableError(
             f"{path} is not an SQLite database (or is encrypted): set `database` to the application's file"
         ) from error
     except apsw.CorruptError as error:
-        raise FileUnusableError(f"{path} is damaged ({error}): restore it from a snapshot or repair it first") from error
+        raise FileUnusableError(
+            f"{path} is damaged ({error}): restore it from a snapshot or repair it first"
+        ) from error
     except (apsw.CantOpenError, apsw.ReadOnlyError, apsw.PermissionsError, apsw.IOError) as error:
         raise FileUnusableError(f"{path} cannot be opened for writing: {error}") from error
     return db

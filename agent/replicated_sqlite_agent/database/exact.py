@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import apsw
 
 from replicated_sqlite_agent.changes import RawText, Value
 from replicated_sqlite_agent.database.sqltext import tokens
 
-Row = tuple[Value, ...]
+Row = tuple[Any, ...]
 
 
 def execute(db: apsw.Connection, sql: str, values: Sequence[Value]) -> apsw.Cursor:
@@ -17,7 +18,7 @@ def execute(db: apsw.Connection, sql: str, values: Sequence[Value]) -> apsw.Curs
     for value in values:
         if type(value) is RawText:
             return db.execute(_cast(sql, values), tuple(v.data if isinstance(v, RawText) else v for v in values))
-    return db.execute(sql, values)  # type: ignore[arg-type]
+    return db.execute(sql, values)
 
 
 def _cast(sql: str, values: Sequence[Value]) -> str:
@@ -34,7 +35,7 @@ def select(db: apsw.Connection, columns: Iterable[str], rest: str, values: Seque
     """``SELECT columns rest``; TEXT that is not UTF-8 comes as `RawText`. ``columns`` are SQL expressions."""
     expressions = list(columns)
     try:
-        return execute(db, f"SELECT {', '.join(expressions)} {rest}", values).fetchall()  # noqa: S608
+        return execute(db, f"SELECT {', '.join(expressions)} {rest}", values).fetchall()
     except UnicodeDecodeError:
         return _select_bytes(db, expressions, rest, values)
 
@@ -42,7 +43,7 @@ def select(db: apsw.Connection, columns: Iterable[str], rest: str, values: Seque
 def _select_bytes(db: apsw.Connection, expressions: list[str], rest: str, values: Sequence[Value]) -> list[Row]:
     """The same with each TEXT read as bytes: twice as slow, needed only where a value is not valid UTF-8."""
     pairs = [f"typeof({e}), CASE typeof({e}) WHEN 'text' THEN CAST({e} AS BLOB) ELSE {e} END" for e in expressions]
-    rows = execute(db, f"SELECT {', '.join(pairs)} {rest}", values).fetchall()  # noqa: S608
+    rows = execute(db, f"SELECT {', '.join(pairs)} {rest}", values).fetchall()
     return [tuple(_value(row[i], row[i + 1]) for i in range(0, len(row), 2)) for row in rows]
 
 

@@ -12,6 +12,7 @@ import apsw
 import msgspec
 
 from replicated_sqlite_agent.changes import ZERO, Stretch, Vector, Version
+from replicated_sqlite_agent.database.connection import all_rows, scalar
 from replicated_sqlite_agent.database.identifiers import PREFIX, listed, quote, side
 from replicated_sqlite_agent.database.schema import Table
 
@@ -50,8 +51,8 @@ CREATE TABLE IF NOT EXISTS {PREFIX}paused(
   id INTEGER PRIMARY KEY, name TEXT NOT NULL, run INTEGER NOT NULL, stretches BLOB NOT NULL, rows INTEGER NOT NULL,
   block BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS {PREFIX}dead_letters(
-  id INTEGER PRIMARY KEY, subject TEXT NOT NULL, sequence INTEGER NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL,
-  body BLOB, UNIQUE (sequence, reason));
+  id INTEGER PRIMARY KEY, subject TEXT NOT NULL, sequence INTEGER NOT NULL, reason TEXT NOT NULL,
+  at_ms INTEGER NOT NULL, body BLOB, UNIQUE (sequence, reason));
 """
 
 
@@ -97,9 +98,9 @@ _COLUMNS = (
     "covers",
     "horizon",
 )
-_READ = f"SELECT {', '.join(_COLUMNS)} FROM {PREFIX}state"  # noqa: S608 - constant names
+_READ = f"SELECT {', '.join(_COLUMNS)} FROM {PREFIX}state"
 _WRITE = (
-    f"INSERT INTO {PREFIX}state(id, format, {', '.join(_COLUMNS)}) "  # noqa: S608 - constant names
+    f"INSERT INTO {PREFIX}state(id, format, {', '.join(_COLUMNS)}) "
     f"VALUES (1, {FORMAT}, {', '.join('?' for _ in _COLUMNS)}) "
     f"ON CONFLICT(id) DO UPDATE SET {', '.join(f'{c} = excluded.{c}' for c in _COLUMNS)}"
 )
@@ -107,12 +108,12 @@ _WRITE = (
 
 def exists(db: apsw.Connection) -> bool:
     """Whether this file has been replicated before."""
-    return bool(db.execute("SELECT count(*) FROM sqlite_schema WHERE name = ?", (f"{PREFIX}state",)).get)
+    return bool(scalar(db, "SELECT count(*) FROM sqlite_schema WHERE name = ?", (f"{PREFIX}state",)))
 
 
 def file_format(db: apsw.Connection) -> int:
     """The format version of the agent's tables in this file."""
-    return int(db.execute(f"SELECT format FROM {PREFIX}state").get)  # noqa: S608 - constant name
+    return int(scalar(db, f"SELECT format FROM {PREFIX}state"))
 
 
 def create(db: apsw.Connection) -> None:
@@ -123,7 +124,7 @@ def create(db: apsw.Connection) -> None:
 
 def widen_log(db: apsw.Connection, key_columns: int) -> None:
     """Give the log as many key columns as the widest key has."""
-    have = int(db.execute("SELECT count(*) FROM pragma_table_info(?)", (f"{PREFIX}log",)).get) - 4
+    have = int(scalar(db, "SELECT count(*) FROM pragma_table_info(?)", (f"{PREFIX}log",))) - 4
     for number in range(have + 1, key_columns + 1):
         db.execute(f"ALTER TABLE {PREFIX}log ADD COLUMN k{number}")
 
@@ -149,7 +150,7 @@ def create_side_table(db: apsw.Connection, table: Table) -> None:
 
 def read_progress(db: apsw.Connection) -> Progress:
     """The row of ``__rsqlite_state``."""
-    row = db.execute(_READ).fetchone()
+    row = all_rows(db, _READ)[0]
     values = dict(zip(_COLUMNS, row, strict=True))
     values["stretches"] = tuple(Stretch(clock, seen) for clock, seen in _stretches.decode(values["stretches"]))
     values["covers"] = _covers.decode(values["covers"])
@@ -187,7 +188,7 @@ class Runs:
     @classmethod
     def read(cls, db: apsw.Connection) -> Runs:
         """Read them all; they are few."""
-        rows = db.execute(f"SELECT id, run, node, position, context FROM {PREFIX}runs WHERE NOT ended")  # noqa: S608
+        rows = db.execute(f"SELECT id, run, node, position, context FROM {PREFIX}runs WHERE NOT ended")
         return cls([Run(i, r, n, p, _vector.decode(c) if c else {}) for i, r, n, p, c in rows])
 
     def id_of(self, db: apsw.Connection, run: int) -> int:
@@ -195,7 +196,7 @@ class Runs:
         known = self.by_run.get(run)
         if known is not None:
             return known.id
-        db.execute(f"INSERT INTO {PREFIX}runs(run) VALUES (?)", (run,))  # noqa: S608 - constant name
+        db.execute(f"INSERT INTO {PREFIX}runs(run) VALUES (?)", (run,))
         new = Run(db.last_insert_rowid(), run, None, 0, {})
         self.by_id[new.id] = self.by_run[run] = new
         return new.id
@@ -214,7 +215,7 @@ class Runs:
         known.context = known.context if context is None else context
         known.node = node or known.node
         db.execute(
-            f"UPDATE {PREFIX}runs SET position = ?, context = ?, node = ? WHERE id = ?",  # noqa: S608 - constant name
+            f"UPDATE {PREFIX}runs SET position = ?, context = ?, node = ? WHERE id = ?",
             (known.position, _pack(known.context), known.node, known.id),
         )
 
@@ -230,7 +231,7 @@ class Runs:
 def own_objects(db: apsw.Connection) -> list[tuple[str, str]]:
     """(type, name) of every trigger and table of ours in this file, triggers first."""
     query = "SELECT type, name FROM sqlite_schema WHERE substr(name, 1, ?) = ? AND type IN ('trigger', 'table')"
-    rows = db.execute(f"{query} ORDER BY type DESC", (len(PREFIX), PREFIX)).fetchall()
+    rows = all_rows(db, f"{query} ORDER BY type DESC", (len(PREFIX), PREFIX))
     return [(str(kind), str(name)) for kind, name in rows]
 
 

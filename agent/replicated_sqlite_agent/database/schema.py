@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import apsw
 
 from replicated_sqlite_agent.changes import Key, Value
+from replicated_sqlite_agent.database.connection import scalar
 from replicated_sqlite_agent.database.identifiers import PREFIX, quote
 from replicated_sqlite_agent.database.sqltext import index_text
 
@@ -112,7 +113,7 @@ def read_schema(db: apsw.Connection, selects: Callable[[str], bool] = lambda _: 
 
 def _read_table(db: apsw.Connection, name: str, without_rowid: bool) -> Table | str:
     """The table, or the sentence why it cannot be replicated."""
-    info = list(db.execute("SELECT name, type, \"notnull\", dflt_value, pk, hidden FROM pragma_table_xinfo(?)", (name,)))
+    info = list(db.execute('SELECT name, type, "notnull", dflt_value, pk, hidden FROM pragma_table_xinfo(?)', (name,)))
     indexes = list(db.execute('SELECT name, "unique", origin, partial FROM pragma_index_list(?)', (name,)))
     key_names = [row[0] for row in sorted((r for r in info if r[4]), key=lambda r: r[4])]
     key_index = next((index[0] for index in indexes if index[2] == "pk"), None)
@@ -150,8 +151,10 @@ def _unique_index(db: apsw.Connection, name: str, _unique: int, origin: str, par
     terms = _index_terms(db, name)
     if origin == "u":
         columns = tuple(str(column) for column, _ in terms)
-        return UniqueIndex(name, tuple((quote(c), coll) for c, (_, coll) in zip(columns, terms, strict=True)), None, columns)
-    sql = str(db.execute("SELECT sql FROM main.sqlite_schema WHERE type = 'index' AND name = ?", (name,)).get)
+        return UniqueIndex(
+            name, tuple((quote(c), coll) for c, (_, coll) in zip(columns, terms, strict=True)), None, columns
+        )
+    sql = str(scalar(db, "SELECT sql FROM main.sqlite_schema WHERE type = 'index' AND name = ?", (name,)))
     text = index_text(sql)
     plain = not partial and all(column is not None for column, _ in terms)
     return UniqueIndex(

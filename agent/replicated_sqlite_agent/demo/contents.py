@@ -54,19 +54,23 @@ def differing_rows(all_contents: Sequence[Contents]) -> int:
 
 def describe_differences(named: Mapping[str, Contents]) -> list[str]:
     """One phrase for each table and pair of files that differ; empty if all are equal."""
-    phrases = []
-    for (one, here), (other, there) in combinations(named.items(), 2):
-        for table in sorted(here.keys() | there.keys()):
-            left, right = here.get(table), there.get(table)
-            if left is None or right is None:
-                phrases.append(f"table {table} is on {one if right is None else other} and not on "
-                               f"{other if right is None else one}")
-            elif left.columns != right.columns:
-                phrases.append(f"table {table} has other columns on {one} than on {other}")
-            elif left != right:
-                rows = max((left.rows - right.rows).total(), (right.rows - left.rows).total())
-                phrases.append(f"table {table} differs in {rows} rows between {one} and {other}")
-    return phrases
+    return [
+        phrase
+        for (one, here), (other, there) in combinations(named.items(), 2)
+        for table in sorted(here.keys() | there.keys())
+        if (phrase := _describe(table, one, here.get(table), other, there.get(table)))
+    ]
+
+
+def _describe(name: str, one: str, here: Table | None, other: str, there: Table | None) -> str:
+    if here is None:
+        return f"table {name} is on {other} but not on {one}"
+    if there is None:
+        return f"table {name} is on {one} but not on {other}"
+    if here.columns != there.columns:
+        return f"table {name} has other columns on {one} than on {other}"
+    rows = _differing_in(here, there)
+    return f"table {name} differs in {rows} rows between {one} and {other}" if rows else ""
 
 
 def _differing(one: Contents, other: Contents) -> int:
@@ -95,7 +99,7 @@ def _read(connection: sqlite3.Connection) -> Contents:
 
 
 def _table(connection: sqlite3.Connection, name: str) -> Table:
-    found = connection.execute(f'SELECT * FROM "{name.replace(chr(34), chr(34) * 2)}"')  # noqa: S608 - quoted
+    found = connection.execute(f'SELECT * FROM "{name.replace(chr(34), chr(34) * 2)}"')
     rows = Counter(tuple(map(_exact, row)) for row in found)
     return Table(tuple(column[0] for column in found.description), rows)
 

@@ -24,7 +24,24 @@ REPORT_EVERY_S = 0.25
 BUSY_TIMEOUT_S = 30.0
 """How long SQLite waits for the lock, as any application beside another process should let it."""
 
-WORDS = "river stone cloud paper lamp garden window bread winter train letter music bridge apple night harbour".split()
+WORDS = [
+    "river",
+    "stone",
+    "cloud",
+    "paper",
+    "lamp",
+    "garden",
+    "window",
+    "bread",
+    "winter",
+    "train",
+    "letter",
+    "music",
+    "bridge",
+    "apple",
+    "night",
+    "harbour",
+]
 
 
 class Author:

@@ -17,6 +17,7 @@ import msgspec
 
 from replicated_sqlite_agent.changes import Key, RowState, Stretch, Vector
 from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.connection import all_rows, scalar
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.inbound import staging
 from replicated_sqlite_agent.inbound.assembler import Arrived
@@ -141,7 +142,9 @@ class Applier:
         seen = contexts[-1].seen if contexts else {}
         if header.heartbeat:
             outcome.heard[header.node] = (group.run, header.reported)
-            if header.clean and any(clock > runs.position(run) for run, clock in seen.items() if run not in (own, group.run)):
+            if header.clean and any(
+                clock > runs.position(run) for run, clock in seen.items() if run not in (own, group.run)
+            ):
                 outcome.gap = True
         elif header.hi <= have and not header.covers:
             self.counters.duplicate_groups += 1
@@ -151,9 +154,7 @@ class Applier:
             self.counters.gaps += 1
             self._park(group, header)
             return
-        knowledge = Knowledge(
-            group.run, contexts, runs.vector(), own, {r.run: r.context for r in runs.by_run.values()}
-        )
+        knowledge = Knowledge(group.run, contexts, runs.vector(), own, {r.run: r.context for r in runs.by_run.values()})
         runs.id_of(replica.db, group.run)
         for block in blocks:
             stage = stages.get((group.id, block.table)) if block.count == 0 else None
@@ -250,10 +251,10 @@ class Applier:
         for row in stage.rows():
             yield row[:width], self._staged_state(rows, row[width:])
 
-    def _staged_state(self, rows: Rows, row: tuple[object, ...]) -> RowState:
-        state = rows.decode_entry(row[:6])  # type: ignore[arg-type]
+    def _staged_state(self, rows: Rows, row: Row) -> RowState:
+        state = rows.decode_entry(row[:6])
         values = dict(zip(rows.table.columns, row[6:], strict=True)) if state.alive else {}
-        return RowState(state.life, state.alive, state.update, state.columns, values)  # type: ignore[arg-type]
+        return RowState(state.life, state.alive, state.update, state.columns, values)
 
     def _one_by_one(self, rows: Rows, incoming: Iterator[tuple[Key, RowState]], knowledge: Knowledge) -> int:
         """Resolve and write row by row; afterwards decide who is shown where rows collide under UNIQUE."""
@@ -289,6 +290,10 @@ class Applier:
             rows.unhide(key)
             rowid = None
         else:
+            if not rows.table.keyless and state.values.keys() != set(rows.columns):
+                rows.erase(
+                    lying
+                )  # a new life by a writer that does not know all columns: they begin with their default
             try:
                 rowid = rows.write(key, state.values, rowid)
                 rows.unhide(key)
@@ -305,32 +310,32 @@ class Applier:
     def _park(self, group: Arrived, header: Header) -> None:
         group.body.seek(0)
         self.replica.db.execute(
-            f"INSERT OR IGNORE INTO {PREFIX}parked(run, lo, hi, group_id, body) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+            f"INSERT OR IGNORE INTO {PREFIX}parked(run, lo, hi, group_id, body) VALUES (?, ?, ?, ?, ?)",
             (group.run, header.lo, header.hi, group.id, group.body.read()),
         )
 
     def _unpark(self, outcome: Outcome) -> None:
         """Apply parked groups that now fit, until none does."""
-        query = f"SELECT id, run, lo, hi, group_id FROM {PREFIX}parked ORDER BY lo, id"  # noqa: S608 - constant name
+        query = f"SELECT id, run, lo, hi, group_id FROM {PREFIX}parked ORDER BY lo, id"
         progress = True
         while progress:
             progress = False
-            for number, run, lo, hi, group_id in self.replica.db.execute(query).fetchall():
-                body = self.replica.db.execute(f"SELECT body FROM {PREFIX}parked WHERE id = ?", (number,)).get  # noqa: S608
+            for number, run, lo, hi, group_id in all_rows(self.replica.db, query):
+                body = scalar(self.replica.db, f"SELECT body FROM {PREFIX}parked WHERE id = ?", (number,))
                 group = Arrived(run, group_id, lo, hi, len(body), io.BytesIO(body))
                 header, _ = self._open(group)
                 contexts = header.contexts()
                 seen = contexts[-1].seen if contexts else {}
                 if self._missing(run, header, seen, rows=not header.heartbeat):
                     continue
-                self.replica.db.execute(f"DELETE FROM {PREFIX}parked WHERE id = ?", (number,))  # noqa: S608
+                self.replica.db.execute(f"DELETE FROM {PREFIX}parked WHERE id = ?", (number,))
                 header, blocks = self._open(group)
                 self._group(group, header, (_as_rows(b) for b in blocks), {}, outcome)
                 progress = True
 
     def parked(self) -> int:
         """How many groups wait for what came before them."""
-        return int(self.replica.db.execute(f"SELECT count(*) FROM {PREFIX}parked").get or 0)  # noqa: S608
+        return int(scalar(self.replica.db, f"SELECT count(*) FROM {PREFIX}parked") or 0)
 
     def force_gaps(self) -> int:
         """Nobody could fill the gaps: take the parked groups as they are. Rows stay right; returns how many groups."""
@@ -339,7 +344,7 @@ class Applier:
         with replica.transaction():
             replica.fold_all()
             outcome = Outcome()
-            for (body,) in replica.db.execute(f"SELECT body FROM {PREFIX}parked ORDER BY lo").fetchall():  # noqa: S608
+            for (body,) in all_rows(replica.db, f"SELECT body FROM {PREFIX}parked ORDER BY lo"):
                 header = next(decode_frames(io.BytesIO(body)))
                 assert isinstance(header, Header)
                 floors = {run: lo for run, (lo, _) in header.covers.items()}
@@ -349,8 +354,8 @@ class Applier:
                     if run != replica.progress.run:
                         runs.advance(replica.db, run, clock)
                 forced += 1
-            query = f"SELECT run, max(lo) FROM {PREFIX}parked GROUP BY run"  # noqa: S608 - constant name
-            for run, lo in replica.db.execute(query).fetchall():
+            query = f"SELECT run, max(lo) FROM {PREFIX}parked GROUP BY run"
+            for run, lo in all_rows(replica.db, query):
                 runs.advance(replica.db, run, lo)
             self._unpark(outcome)
         self.counters.forced_gaps += forced
@@ -361,7 +366,7 @@ class Applier:
         self.paused[block.table] = reason
         block = _as_rows(block)
         self.replica.db.execute(
-            f"INSERT INTO {PREFIX}paused(name, run, stretches, rows, block) VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+            f"INSERT INTO {PREFIX}paused(name, run, stretches, rows, block) VALUES (?, ?, ?, ?, ?)",
             (block.table, run, msgspec.msgpack.encode(contexts), block.count, encode_frame(block)),
         )
 
@@ -375,8 +380,8 @@ class Applier:
         self._retry_paused = False
         self.paused.clear()
         runs, own = self.replica.runs, self.replica.progress.run
-        query = f"SELECT id, run, stretches, block FROM {PREFIX}paused ORDER BY id"  # noqa: S608 - constant name
-        for number, run, stretches, frame in self.replica.db.execute(query).fetchall():
+        query = f"SELECT id, run, stretches, block FROM {PREFIX}paused ORDER BY id"
+        for number, run, stretches, frame in all_rows(self.replica.db, query):
             block = next(decode_frames(io.BytesIO(frame)))
             assert isinstance(block, Block)
             reason = self._refusal(block)
@@ -389,7 +394,7 @@ class Applier:
             rows = self._rows(block)
             assert rows is not None
             outcome.rows += self._one_by_one(rows, _wire_rows(block), knowledge)
-            self.replica.db.execute(f"DELETE FROM {PREFIX}paused WHERE id = ?", (number,))  # noqa: S608
+            self.replica.db.execute(f"DELETE FROM {PREFIX}paused WHERE id = ?", (number,))
 
     def housekeeping(self) -> None:
         """Fold what is there, join what waited for a schema, trim the log. Once a second."""
@@ -404,7 +409,7 @@ class Applier:
         """Keep a message that cannot be applied, with its reason; its run is held as by a gap until a refill."""
         with self.replica.transaction():
             self.replica.db.execute(
-                f"INSERT OR IGNORE INTO {PREFIX}dead_letters(subject, sequence, reason, at_ms, body) "  # noqa: S608
+                f"INSERT OR IGNORE INTO {PREFIX}dead_letters(subject, sequence, reason, at_ms, body) "
                 "VALUES (?, ?, ?, ?, ?)",
                 (subject, sequence, reason, time.time_ns() // 1_000_000, body),
             )
@@ -421,14 +426,19 @@ def _as_rows(block: Block) -> Block:
     """The same block with its image read into rows."""
     if block.image is None:
         return block
-    from replicated_sqlite_agent.database.exact import select
-
     db = apsw.Connection(":memory:")
     db.deserialize("main", block.image)
     width, columns = len(block.key), len(block.columns)
-    names = [*(f"k{i + 1}" for i in range(width)), "l", "lr", "dead", "u", "ur", "x", *(f"v{i + 1}" for i in range(columns))]
+    names = [
+        *(f"k{i + 1}" for i in range(width)),
+        "l",
+        "lr",
+        "dead",
+        "u",
+        "ur",
+        "x",
+        *(f"v{i + 1}" for i in range(columns)),
+    ]
     rows = [list(row) if not row[width + 2] else list(row[: width + 6]) for row in select(db, names, "FROM r")]
     db.close()
     return Block(block.table, block.digest, block.key, block.columns, block.runs, block.count, rows)
-
-

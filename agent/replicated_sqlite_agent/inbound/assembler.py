@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.spool import spool
 from replicated_sqlite_agent.wire import Chunk
-
-SPOOL_MEMORY_BYTES = 4 << 20
-"""A body larger than this waits in a file."""
 
 UNFINISHED_MS_MAX = 600_000
 """An unfinished group older than this is dropped: its run always sends a group again whole."""
@@ -119,10 +116,10 @@ class Assembler:
         return Arrived(chunk.run, chunk.group, chunk.lo, chunk.hi, unfinished.size, unfinished.body)
 
     def _body(self, first: bytes) -> BinaryIO:
-        spool = cast(BinaryIO, tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES, dir=self._spool))  # noqa: SIM115
-        spool.write(first)
-        spool.seek(0)
-        return spool
+        body = spool(self._spool)
+        body.write(first)
+        body.seek(0)
+        return body
 
     def _drop(self, run: int) -> None:
         unfinished = self._unfinished.pop(run)

@@ -113,7 +113,7 @@ class Intake:
         if lost:
             self._counters.stream_regressions += 1
             log.warning(
-                "the stream is not the one this file had read, or has lost messages; reading it again from its first one",
+                "the stream is not the one this file had read, or has lost messages; reading it from its first message",
                 stream=state.id,
                 first=state.first,
                 last=state.last,
@@ -201,7 +201,14 @@ class Intake:
         while True:
             try:
                 outcome = await self._worker.call(self._applier.apply, groups, point)
-            except (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.LockedError, apsw.CantOpenError, OSError) as error:
+            except (
+                apsw.FullError,
+                apsw.IOError,
+                apsw.BusyError,
+                apsw.LockedError,
+                apsw.CantOpenError,
+                OSError,
+            ) as error:
                 self._counters.apply_failures += 1
                 if self.write_failure is None:
                     log.error("rows from peers cannot be written; trying again", reason=str(error))
@@ -253,4 +260,3 @@ def _group_id(message: Delivery) -> bytes | None:
         return decode_chunk(message.data).group
     except WireError:
         return None
-

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import apsw
 
 from replicated_sqlite_agent.changes import Vector
+from replicated_sqlite_agent.database.connection import all_rows, scalar
 from replicated_sqlite_agent.database.exact import Row, select
 from replicated_sqlite_agent.database.identifiers import PREFIX, listed, quote
 from replicated_sqlite_agent.database.own_tables import Runs, key_columns
@@ -44,10 +45,10 @@ class Stage:
         assert block.image is not None
         try:
             self.db.deserialize("image", block.image)
-            shapes = self.db.execute("SELECT type, name, sql FROM image.sqlite_schema").fetchall()
+            shapes = all_rows(self.db, "SELECT type, name, sql FROM image.sqlite_schema")
             if shapes != [("table", "r", image_schema(self.keys, self.columns))]:
                 raise WireError(f"an image for table {block.table} holds something else than rows")
-            self.db.execute(f"INSERT INTO {self.name} SELECT {self._columns(block, runs)} FROM image.r")  # noqa: S608
+            self.db.execute(f"INSERT INTO {self.name} SELECT {self._columns(block, runs)} FROM image.r")
             self.count += self.db.changes()
         except (apsw.CorruptError, apsw.NotADBError) as error:
             raise WireError(f"an image for table {block.table} is damaged: {error}") from error
@@ -77,10 +78,10 @@ class Stage:
 
 def know(db: apsw.Connection, runs: Runs, sender: int, seen: Vector) -> None:
     """Note what the sender had seen at its oldest write in the group: by SQL a version is known or contested."""
-    db.execute(f"DELETE FROM {_KNOWN}")  # noqa: S608 - constant name
+    db.execute(f"DELETE FROM {_KNOWN}")
     known = {0: _CLOCK_MAX, runs.by_run[sender].id: _CLOCK_MAX}
     known |= {runs.by_run[run].id: clock for run, clock in seen.items() if run in runs.by_run and run != sender}
-    db.executemany(f"INSERT INTO {_KNOWN} VALUES (?, ?)", known.items())  # noqa: S608 - constant name
+    db.executemany(f"INSERT INTO {_KNOWN} VALUES (?, ?)", known.items())
 
 
 def apply_plain(rows: Rows, stage: Stage, horizon: Vector) -> list[Row]:
@@ -94,16 +95,16 @@ def apply_plain(rows: Rows, stage: Stage, horizon: Vector) -> list[Row]:
     _drop_forgotten(rows, stage, horizon)
     contested = _take_contested(rows, stage)
     db.execute(
-        f"INSERT INTO {rows.side}({keys}, l, lr, dead, u, ur, x) "  # noqa: S608 - quoted names
+        f"INSERT INTO {rows.side}({keys}, l, lr, dead, u, ur, x) "
         f"SELECT {keys}, l, lr, dead, u, ur, x FROM {name} WHERE true ON CONFLICT({keys}) DO UPDATE SET "
         "l = excluded.l, lr = excluded.lr, dead = excluded.dead, u = excluded.u, ur = excluded.ur, x = excluded.x"
     )
     base = ", ".join(quote(k) for k in table.key_names)
-    db.execute(f"DELETE FROM {quote(table.name)} WHERE ({base}) IN (SELECT {keys} FROM {name} WHERE dead)")  # noqa: S608
+    db.execute(f"DELETE FROM {quote(table.name)} WHERE ({base}) IN (SELECT {keys} FROM {name} WHERE dead)")
     names = listed((*table.key_names, *table.columns))
     values = "".join(f", v{i + 1}" for i in range(len(table.columns)))
     db.execute(
-        f"INSERT INTO {quote(table.name)}({names}) SELECT {keys}{values} FROM {name} WHERE NOT dead "  # noqa: S608
+        f"INSERT INTO {quote(table.name)}({names}) SELECT {keys}{values} FROM {name} WHERE NOT dead "
         f"{rows.on_conflict(table.columns)}"
     )
     return contested
@@ -111,7 +112,7 @@ def apply_plain(rows: Rows, stage: Stage, horizon: Vector) -> list[Row]:
 
 def _drop_forgotten(rows: Rows, stage: Stage, horizon: Vector) -> None:
     """Rows that are absent here and whose life is at or below the horizon were deleted and forgotten."""
-    oldest = stage.db.execute(f"SELECT min(l) FROM {stage.name}").get  # noqa: S608 - constant name
+    oldest = scalar(stage.db, f"SELECT min(l) FROM {stage.name}")
     if oldest is None or oldest > max(horizon.values(), default=0):
         return
     ids = {rows.runs.by_run[run].id: clock for run, clock in horizon.items() if run in rows.runs.by_run}
@@ -120,7 +121,7 @@ def _drop_forgotten(rows: Rows, stage: Stage, horizon: Vector) -> None:
     side = " AND ".join(f"s.k{n + 1} = i.k{n + 1}" for n in range(width))
     base = " AND ".join(f"b.{quote(k.name)} = i.k{n + 1}" for n, k in enumerate(rows.table.key))
     stage.db.execute(
-        f"DELETE FROM {stage.name} AS i WHERE ({below}) AND NOT EXISTS (SELECT 1 FROM {rows.side} AS s WHERE {side}) "  # noqa: S608
+        f"DELETE FROM {stage.name} AS i WHERE ({below}) AND NOT EXISTS (SELECT 1 FROM {rows.side} AS s WHERE {side}) "
         f"AND NOT EXISTS (SELECT 1 FROM {quote(rows.table.name)} AS b WHERE {base})"
     )
 
@@ -128,19 +129,19 @@ def _drop_forgotten(rows: Rows, stage: Stage, horizon: Vector) -> None:
 def _take_contested(rows: Rows, stage: Stage) -> list[Row]:
     """Take out of the stage the rows that need the resolver: both sides wrote, or versions differ by column."""
     side = " AND ".join(f"s.k{n + 1} = i.k{n + 1}" for n in range(len(rows.table.key)))
-    known = f"coalesce((SELECT clock FROM {_KNOWN} WHERE id = coalesce(s.ur, s.lr)), 0)"  # noqa: S608
+    known = f"coalesce((SELECT clock FROM {_KNOWN} WHERE id = coalesce(s.ur, s.lr)), 0)"
     newer_life = f"i.l > s.l AND (s.dead OR (s.x IS NULL AND coalesce(s.u, s.l) <= {known}))"
     same_life = "i.l = s.l AND i.lr = s.lr AND i.dead = s.dead AND i.x IS NULL AND s.x IS NULL"
     newer_update = f"i.u IS NOT NULL AND (s.u IS NULL OR (i.u > s.u AND s.u <= {known}))"
     plain = f"({newer_life}) OR ({same_life} AND (({newer_update}) OR (i.u IS s.u AND i.ur IS s.ur)))"
-    found = stage.db.execute(
-        f"SELECT i.rowid FROM {stage.name} AS i JOIN {rows.side} AS s ON {side} WHERE NOT ({plain})"  # noqa: S608
-    ).fetchall()
+    found = all_rows(
+        stage.db, f"SELECT i.rowid FROM {stage.name} AS i JOIN {rows.side} AS s ON {side} WHERE NOT ({plain})"
+    )
     if not found:
         return []
     names = image_schema(stage.keys, stage.columns).removeprefix("CREATE TABLE r(").removesuffix(")").split(", ")
     contested = []
     for (rowid,) in found:
         contested += select(stage.db, names, f"FROM {stage.name} WHERE rowid = ?", (rowid,))
-    stage.db.executemany(f"DELETE FROM {stage.name} WHERE rowid = ?", found)  # noqa: S608 - constant name
+    stage.db.executemany(f"DELETE FROM {stage.name} WHERE rowid = ?", found)
     return contested

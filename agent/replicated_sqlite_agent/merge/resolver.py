@@ -7,7 +7,7 @@ lattice, so the order of arrival, repetition and batching cannot matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from replicated_sqlite_agent.changes import (
     ZERO,
@@ -94,14 +94,22 @@ def resolve(
     """
     if local is None:
         forgotten = incoming.life == ZERO or incoming.life.clock <= horizon.get(incoming.life.run, 0)
-        return KEEP if forgotten else Decision(canonical(incoming, columns))
+        return KEEP if forgotten else Decision(_taken(incoming, columns))
     if incoming.life > local.life:
-        return Decision(canonical(incoming, columns), _losses_of(local, incoming, knowledge.blind))
+        return Decision(_taken(incoming, columns), _losses_of(local, incoming, knowledge.blind))
     if incoming.life < local.life:
         return Decision(None, _losses_of(incoming, local, knowledge.unseen))
     if not local.alive or not incoming.alive:
         return KEEP
     return _join_columns(incoming, local, knowledge, columns)
+
+
+def _taken(incoming: RowState, columns: Sequence[str]) -> RowState:
+    """A life taken whole; a column that its writer does not know is the default, which came with the life."""
+    if incoming.alive and incoming.update != incoming.life:
+        unknown = {c: incoming.life for c in columns if c not in incoming.values}
+        incoming = replace(incoming, columns=dict(incoming.columns) | unknown) if unknown else incoming
+    return canonical(incoming, columns)
 
 
 def _losses_of(loser: RowState, winner: RowState, concurrent: Concurrent) -> tuple[Loss, ...]:

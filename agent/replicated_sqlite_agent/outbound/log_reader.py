@@ -7,7 +7,6 @@ show states that never were. Versions that are not stored yet are computed as th
 from __future__ import annotations
 
 import secrets
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import BinaryIO, cast
 from replicated_sqlite_agent.capture.install import Catalog
 from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG
 from replicated_sqlite_agent.changes import Key, Kind, Mention, RowState, Stretch, Vector
-from replicated_sqlite_agent.database.connection import connect, read_transaction
+from replicated_sqlite_agent.database.connection import all_rows, connect, read_transaction, scalar
 from replicated_sqlite_agent.database.exact import Row, execute, select
 from replicated_sqlite_agent.database.identifiers import quote
 from replicated_sqlite_agent.database.own_tables import Progress, Runs, key_columns, read_progress
@@ -24,6 +23,7 @@ from replicated_sqlite_agent.merge.fold import fold_key
 from replicated_sqlite_agent.replica.keyless import name_of
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.state import FileReplacedError, extended, runs_ahead, stamp
+from replicated_sqlite_agent.spool import spool
 from replicated_sqlite_agent.wire import IMAGE_ROWS_MIN, Block, Header, encode_frame, image_schema, row_to_wire
 
 UNFOLDED_ROWS_MAX = 256
@@ -32,9 +32,6 @@ UNFOLDED_ROWS_MAX = 256
 SLICE_ROWS = 5_000
 IMAGE_BYTES_MAX = 4 << 20
 """An image holds this much at most, one row alone may be larger: bounds the memory of sender and receiver."""
-
-SPOOL_MEMORY_BYTES = 4 << 20
-"""A body larger than this waits in a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +88,7 @@ class LogReader:
 
     def newest(self) -> int:
         """The number of the newest log row."""
-        return int(self.db.execute(f"SELECT max(seq) FROM {LOG}").get or 0)  # noqa: S608 - constant name
+        return int(scalar(self.db, f"SELECT max(seq) FROM {LOG}") or 0)
 
     def read(
         self, run: int, sent: Sent, covers_sent: dict[int, tuple[int, int]], catalog: Catalog, now_ms: int | None = None
@@ -146,7 +143,7 @@ class LogReader:
         if log or not stretches:
             stretches = extended(stretches, Stretch(clock, seen))
         hi = max(clock, sent.clock)
-        spool = cast(BinaryIO, tempfile.SpooledTemporaryFile(SPOOL_MEMORY_BYTES, dir=self._spool))  # noqa: SIM115
+        body = spool(self._spool)
         header = Header(
             progress.node,
             sent.clock,
@@ -156,14 +153,14 @@ class LogReader:
             covers,
             seen | {progress.run: hi},
         )
-        spool.write(encode_frame(header))
-        group = Group(progress.run, secrets.token_bytes(8), sent.clock, hi, newest, 0, 0, spool, covers)
+        body.write(encode_frame(header))
+        group = Group(progress.run, secrets.token_bytes(8), sent.clock, hi, newest, 0, 0, body, covers)
         for block in self._blocks(progress, sent, newest, mentions, group):
-            spool.write(encode_frame(block))
+            body.write(encode_frame(block))
             group.rows += block.count
-        group.size = spool.tell()
+        group.size = body.tell()
         if not group.rows and not covers and hi <= sent.clock:
-            spool.close()
+            body.close()
             return None
         return group
 
@@ -219,7 +216,7 @@ class LogReader:
             if state.alive and not state.values and rows.table.columns:
                 group.unrowed.append((rows.captured.number, key))
                 continue
-            said.append((named, state))  # type: ignore[arg-type]
+            said.append((cast(Key, named), state))
         for start in range(0, len(said), SLICE_ROWS):
             yield from _msgpack_blocks(rows, said[start : start + SLICE_ROWS])
 
@@ -263,8 +260,8 @@ class LogReader:
     ) -> Iterator[Block]:
         """One slice of the log, everything in it folded: an SQLite image for each table, made by one statement."""
         bounds = f"seq > {low} AND seq <= {high}"
-        tops = f"SELECT top / {KIND_FACTOR}, count(*) FROM {LOG} WHERE {bounds} GROUP BY 1 ORDER BY 1"  # noqa: S608
-        for number, count in self.db.execute(tops).fetchall():
+        tops = f"SELECT top / {KIND_FACTOR}, count(*) FROM {LOG} WHERE {bounds} GROUP BY 1 ORDER BY 1"
+        for number, count in all_rows(self.db, tops):
             rows = self._tables.get(number)
             if rows is None:
                 continue
@@ -299,10 +296,10 @@ class LogReader:
             return
         table = rows.table
         self._fill_image(rows, sent, low, high, later, rows.runs.id_of(self.db, progress.run))
-        count = int(self.db.execute("SELECT count(*) FROM out.r").get or 0)
+        count = int(scalar(self.db, "SELECT count(*) FROM out.r") or 0)
         if count:
             image = self.db.serialize("out")
-            used = self.db.execute("SELECT lr FROM out.r UNION SELECT ur FROM out.r WHERE ur IS NOT NULL").fetchall()
+            used = all_rows(self.db, "SELECT lr FROM out.r UNION SELECT ur FROM out.r WHERE ur IS NOT NULL")
             numbers = {row[0]: rows.runs.by_id[row[0]].run for row in used}
             key = ["run", "number"] if table.keyless else list(table.key_names)
             yield Block(table.name, table.digest, key, list(table.columns), numbers, count, None, image)
@@ -314,10 +311,10 @@ class LogReader:
         size = " + ".join(f"coalesce(octet_length(b.{quote(c)}), 0)" for c in table.columns) or "0"
         keys, top = key_columns(len(table.key)), rows.captured.number * KIND_FACTOR
         query = (
-            f"SELECT sum({size}) FROM (SELECT DISTINCT {keys} FROM {LOG} WHERE seq > {low} AND seq <= {high} "  # noqa: S608
+            f"SELECT sum({size}) FROM (SELECT DISTINCT {keys} FROM {LOG} WHERE seq > {low} AND seq <= {high} "
             f"AND top BETWEEN {top} AND {top + KIND_FACTOR - 1}) AS m JOIN {quote(table.name)} AS b ON {base}"
         )
-        return int(self.db.execute(query).get or 0)
+        return int(scalar(self.db, query) or 0)
 
     def _fill_image(
         self, rows: Rows, sent: Sent, low: int, high: int, later: dict[Key, list[Mention]], own: int
@@ -334,15 +331,15 @@ class LogReader:
             self.db.execute(f"CREATE TABLE out.later({key_columns(width)}, PRIMARY KEY ({key_columns(width)}))")
             marks = ", ".join("?" * width)
             for key in later:
-                execute(self.db, f"INSERT OR IGNORE INTO out.later VALUES ({marks})", key)  # noqa: S608
+                execute(self.db, f"INSERT OR IGNORE INTO out.later VALUES ({marks})", key)
         except_later = " AND ".join(f"x.k{i + 1} = m.k{i + 1}" for i in range(width))
-        exclude = f"AND NOT EXISTS (SELECT 1 FROM out.later AS x WHERE {except_later})" if later else ""  # noqa: S608
+        exclude = f"AND NOT EXISTS (SELECT 1 FROM out.later AS x WHERE {except_later})" if later else ""
         self.db.execute(
-            "INSERT INTO out.r SELECT "  # noqa: S608 - quoted names
+            "INSERT INTO out.r SELECT "
             f"{', '.join(names)}, coalesce(s.l, 0), coalesce(s.lr, 0), coalesce(s.dead, 0), s.u, s.ur, s.x"
             f"{''.join(', ' + v for v in values)} "
-            f"FROM (SELECT {key_columns(width)}, max(top = {top + Kind.SAY_AGAIN}) AS again FROM {LOG} WHERE seq > {low} "
-            f"AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} GROUP BY {key_columns(width)}) AS m "
+            f"FROM (SELECT {key_columns(width)}, max(top = {top + Kind.SAY_AGAIN}) AS again FROM {LOG} "
+            f"WHERE seq > {low} AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} GROUP BY {key_columns(width)}) AS m "
             f"LEFT JOIN {rows.side} AS s ON {side} LEFT JOIN {quote(table.name)} AS b ON {base} "
             f"WHERE (s.dead OR {shown}) AND (m.again OR s.x IS NOT NULL OR (s.lr = {own} AND s.l > {sent.clock}) "
             f"OR (s.ur = {own} AND s.u > {sent.clock})) {exclude}"
@@ -356,16 +353,18 @@ class LogReader:
         self.db.execute("DROP TABLE IF EXISTS out.r")
         self.db.execute(image_schema(keys, columns).replace("CREATE TABLE r", "CREATE TABLE out.r"))
 
-    def _ended_rows(self, rows: Rows, progress: Progress, sent: Sent, covers: dict[int, tuple[int, int]]) -> Iterator[Block]:
-        """Deleted rows of a table without a key: their rowid is gone, so they are found by the version of the delete."""
+    def _ended_rows(
+        self, rows: Rows, progress: Progress, sent: Sent, covers: dict[int, tuple[int, int]]
+    ) -> Iterator[Block]:
+        """Deleted rows of a table without a key: the rowid is gone, so they are found by the version of the delete."""
         floors: Vector = {run: lo for run, (lo, _) in covers.items()} | {progress.run: sent.clock}
         said: list[tuple[Key, RowState]] = []
         for run, floor in floors.items():
             known = rows.runs.by_run.get(run)
             if known is None:
                 continue
-            query = f"SELECT run, number, l, lr, dead, u, ur, x FROM {rows.side} WHERE dead AND lr = ? AND l > ?"  # noqa: S608
-            for row in self.db.execute(query, (known.id, floor)).fetchall():
+            query = f"SELECT run, number, l, lr, dead, u, ur, x FROM {rows.side} WHERE dead AND lr = ? AND l > ?"
+            for row in all_rows(self.db, query, (known.id, floor)):
                 said.append((row[:2], rows.decode_entry(row[2:])))
         yield from _msgpack_blocks(rows, said)
 
@@ -383,4 +382,3 @@ def _msgpack_blocks(rows: Rows, said: list[tuple[Key, RowState]]) -> Iterator[Bl
         wire = [row_to_wire(k, state, table.columns, numbers) for k, state in part]
         by_number = {number: run for run, number in numbers.items()}
         yield Block(table.name, table.digest, key, list(table.columns), by_number, len(wire), wire)
-

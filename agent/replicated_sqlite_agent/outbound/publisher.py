@@ -249,7 +249,8 @@ class Publisher:
             loop.call_soon_threadsafe(self._queue.put_nowait, None)
 
     def _read_groups(self, reader: LogReader, loop: asyncio.AbstractEventLoop) -> None:
-        sent, covers, epoch = self.acknowledged, {}, -1
+        sent, epoch = self.acknowledged, -1
+        covers: dict[int, tuple[int, int]] = {}
         for _ in self._watcher.looks():
             while not self._stopping and not self._held:
                 if epoch != self._epoch:
@@ -292,4 +293,3 @@ def _retrieve(ack: asyncio.Future[int]) -> None:
     """An acknowledgement that nobody awaits any more must not be reported as never retrieved."""
     if not ack.cancelled():
         ack.exception()
-

@@ -12,19 +12,25 @@ import apsw
 
 from replicated_sqlite_agent.changes import Key, Value
 from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.connection import all_rows
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.merge.resolver import Loss
 from replicated_sqlite_agent.values import pack_any, pack_values, unpack_any, unpack_values
 
 _RECORD = (
-    f"INSERT OR IGNORE INTO {PREFIX}conflicts"  # noqa: S608 - constant name
+    f"INSERT OR IGNORE INTO {PREFIX}conflicts"
     "(name, key, column, clock, run, winner_clock, winner_run, rule, loser, winner, at_ms) "
     "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 )
 
 
 def record(
-    db: apsw.Connection, counters: Counters, table: str, key: Key, losses: tuple[Loss, ...], is_own: Callable[[int], bool]
+    db: apsw.Connection,
+    counters: Counters,
+    table: str,
+    key: Key,
+    losses: tuple[Loss, ...],
+    is_own: Callable[[int], bool],
 ) -> None:
     """Store losses of one row. A loss already stored is not counted again, one of another node's writes never.
 
@@ -39,15 +45,15 @@ def record(
 
 def bound(db: apsw.Connection, rows_max: int) -> int:
     """Drop the oldest records above the bound; returns how many."""
-    newest = f"SELECT id FROM {PREFIX}conflicts ORDER BY id DESC LIMIT 1 OFFSET ?"  # noqa: S608 - constant name
-    db.execute(f"DELETE FROM {PREFIX}conflicts WHERE id <= ({newest})", (rows_max,))  # noqa: S608 - constant name
+    newest = f"SELECT id FROM {PREFIX}conflicts ORDER BY id DESC LIMIT 1 OFFSET ?"
+    db.execute(f"DELETE FROM {PREFIX}conflicts WHERE id <= ({newest})", (rows_max,))
     return db.changes()
 
 
 def page(db: apsw.Connection, after: int, limit: int) -> list[dict[str, object]]:
     """Records with an id above ``after``, oldest first, as JSON-ready objects."""
     query = (
-        f"SELECT id, name, key, column, clock, run, winner_clock, winner_run, rule, loser, winner, at_ms "  # noqa: S608
+        f"SELECT id, name, key, column, clock, run, winner_clock, winner_run, rule, loser, winner, at_ms "
         f"FROM {PREFIX}conflicts WHERE id > ? ORDER BY id LIMIT ?"
     )
     return [
@@ -61,7 +67,7 @@ def page(db: apsw.Connection, after: int, limit: int) -> list[dict[str, object]]
             "rule": row[8],
             "at_ms": row[11],
         }
-        for row in db.execute(query, (after, limit)).fetchall()
+        for row in all_rows(db, query, (after, limit))
     ]
 
 

@@ -8,6 +8,7 @@ table is folded before it is published, so a name once said never changes.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import apsw
 
@@ -18,22 +19,23 @@ from replicated_sqlite_agent.replica.rows import Rows
 
 def name_of(rows: Rows, local: Key) -> Key | None:
     """The (run, number) of the living row with this rowid."""
-    found = rows.db.execute(f"SELECT run, number FROM {rows.side} WHERE k1 = ?", local).fetchone()  # noqa: S608
+    found = rows.db.execute(f"SELECT run, number FROM {rows.side} WHERE k1 = ?", local).fetchone()
     return None if found is None else tuple(found)
 
 
 def fold_keyless(rows: Rows, by_rowid: dict[Key, list[Mention]], run: int) -> None:
     """Store the versions of all rows mentioned by rowid."""
     for local, mentions in by_rowid.items():
-        name = name_of(rows, local)
+        name, rowid = name_of(rows, local), cast(int, local[0])
         stored = rows.entry(name) if name is not None else None
         state = stored.state if stored is not None else None
         known = state is not None
         for kind, _, clock in mentions:
             version = Version(clock, run)
             if kind == Kind.DELETE or (kind == Kind.TOUCHED and not rows.present(local)):
-                state = _ended(rows, name, version) if known else None
-                name, known = None, False
+                if known:
+                    _end(rows, name, version)
+                state, name, known = None, None, False
             elif kind in (Kind.INSERT, Kind.UPDATE):
                 if state is None:
                     name = (run, clock)
@@ -41,10 +43,10 @@ def fold_keyless(rows: Rows, by_rowid: dict[Key, list[Mention]], run: int) -> No
                 else:
                     state = replace(state, update=version, columns={})
         if name is not None and state is not None and state.alive and (stored is None or state != stored.state):
-            rows.put_entry(name, state, local[0])  # type: ignore[arg-type]
+            rows.put_entry(name, state, rowid)
 
 
-def _ended(rows: Rows, name: Key | None, version: Version) -> None:
+def _end(rows: Rows, name: Key | None, version: Version) -> None:
     if name is not None:
         rows.put_entry(name, dead(version), None)
 
@@ -54,17 +56,17 @@ def renew_rowids(db: apsw.Connection, rows: Rows, log: str, top: int) -> None:
 
     Called when the schema cookie moved, everything folded. Rows beyond the known ones are new: logged as inserts.
     """
-    base = f"SELECT rowid FROM {quote(rows.table.name)} ORDER BY rowid"  # noqa: S608 - quoted name
+    base = f"SELECT rowid FROM {quote(rows.table.name)} ORDER BY rowid"
     lying = [row[0] for row in db.execute(base)]
-    known = list(db.execute(f"SELECT k1, run, number FROM {rows.side} WHERE k1 IS NOT NULL ORDER BY k1"))  # noqa: S608
+    known = list(db.execute(f"SELECT k1, run, number FROM {rows.side} WHERE k1 IS NOT NULL ORDER BY k1"))
     if lying == [row[0] for row in known] or not known:
         return
     if len(lying) >= len(known):
-        db.execute(f"UPDATE {rows.side} SET k1 = NULL WHERE k1 IS NOT NULL")  # noqa: S608 - quoted name
+        db.execute(f"UPDATE {rows.side} SET k1 = NULL WHERE k1 IS NOT NULL")
         moved = [(now, run, number) for now, (_, run, number) in zip(lying, known, strict=False)]
-        db.executemany(f"UPDATE {rows.side} SET k1 = ? WHERE run = ? AND number = ?", moved)  # noqa: S608
-    logged = f"SELECT k1 FROM {log} WHERE top BETWEEN {top} AND {top + 7}"  # noqa: S608 - constant names
+        db.executemany(f"UPDATE {rows.side} SET k1 = ? WHERE run = ? AND number = ?", moved)
+    logged = f"SELECT k1 FROM {log} WHERE top BETWEEN {top} AND {top + 7}"
     pending = {row[0] for row in db.execute(logged)}
     now = "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)"
     fresh = [(rowid,) for rowid in lying[len(known) :] if rowid not in pending]
-    db.executemany(f"INSERT INTO {log}(top, ts, mask, k1) VALUES ({top + Kind.INSERT}, {now}, -1, ?)", fresh)  # noqa: S608
+    db.executemany(f"INSERT INTO {log}(top, ts, mask, k1) VALUES ({top + Kind.INSERT}, {now}, -1, ?)", fresh)

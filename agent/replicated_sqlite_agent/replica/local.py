@@ -15,16 +15,20 @@ def fold_table(rows: Rows, by_key: dict[Key, list[Mention]], run: int) -> None:
     once: dict[int, list[tuple[object, ...]]] = {Kind.INSERT: [], Kind.UPDATE: [], Kind.DELETE: []}
     for key, mentions in by_key.items():
         kind, _, clock = mentions[0]
-        if len(mentions) > 1 or kind not in once or hidden or (rows.captured.by_column and kind == Kind.UPDATE):
-            _fold_exactly(rows, key, mentions, run)
-        elif has_raw_text(key):
+        if (
+            len(mentions) > 1
+            or kind not in once
+            or hidden
+            or (rows.captured.by_column and kind == Kind.UPDATE)
+            or has_raw_text(key)
+        ):
             _fold_exactly(rows, key, mentions, run)
         else:
             once[kind].append((*key, clock))
     run_id = rows.runs.id_of(rows.db, run)
-    for kind, params in once.items():
+    for counted, params in once.items():
         if params:
-            rows.db.executemany(_upsert(rows, Kind(kind), run_id), params)
+            rows.db.executemany(_upsert(rows, Kind(counted), run_id), params)
 
 
 def _one_form(rows: Rows, by_key: dict[Key, list[Mention]]) -> dict[Key, list[Mention]]:
@@ -65,7 +69,7 @@ def _upsert(rows: Rows, kind: Kind, run_id: int) -> str:
     width = len(rows.table.key)
     marks = ", ".join(f"?{i + 1}" for i in range(width))
     clock = f"?{width + 1}"
-    head = f"INSERT INTO {rows.side}({key_columns(width)}, l, lr, dead, u, ur, x) VALUES ({marks}, "  # noqa: S608
+    head = f"INSERT INTO {rows.side}({key_columns(width)}, l, lr, dead, u, ur, x) VALUES ({marks}, "
     conflict = f"ON CONFLICT({key_columns(width)}) DO UPDATE SET"
     if kind == Kind.INSERT:
         return (

@@ -20,7 +20,7 @@ _extras = msgspec.msgpack.Decoder(Extras)
 
 
 def pack_versions(columns: Mapping[str, Version]) -> bytes | None:
-    """Column versions as the ``x`` of a side table or of the wire: {"c": {column: (clock, run)}}, None if there are none."""
+    """Column versions as the ``x`` of a side table: {"c": {column: (clock, run)}}, None if there are none."""
     return msgspec.msgpack.encode({"c": columns}) if columns else None
 
 
@@ -52,19 +52,21 @@ class Rows:
             for k in table.key
         )
         self.side = side(table.name)
-        self.where_side = "run = ? AND number = ?" if table.keyless else " AND ".join(f"k{i + 1} = ?" for i in range(width))
+        self.where_side = (
+            "run = ? AND number = ?" if table.keyless else " AND ".join(f"k{i + 1} = ?" for i in range(width))
+        )
         side_key = "k1, run, number" if table.keyless else key_columns(width)
         target = "run, number" if table.keyless else key_columns(width)
         marks = ", ".join("?" * (3 if table.keyless else width))
         moved = "k1 = excluded.k1, " if table.keyless else ""
-        self._entry = f"FROM {self.side} WHERE {self.where_side}"  # noqa: S608 - quoted names
+        self._entry = f"FROM {self.side} WHERE {self.where_side}"
         self._row = f"FROM {name} WHERE {self.where_key}"
         self.put_entry_sql = (
-            f"INSERT INTO {self.side}({side_key}, l, lr, dead, u, ur, x) VALUES ({marks}, ?, ?, ?, ?, ?, ?) "  # noqa: S608
+            f"INSERT INTO {self.side}({side_key}, l, lr, dead, u, ur, x) VALUES ({marks}, ?, ?, ?, ?, ?, ?) "
             f"ON CONFLICT({target}) DO UPDATE SET {moved}l = excluded.l, lr = excluded.lr, dead = excluded.dead, "
             "u = excluded.u, ur = excluded.ur, x = excluded.x"
         )
-        self._delete_row = f"DELETE FROM {name} WHERE {self.where_key}"  # noqa: S608
+        self._delete_row = f"DELETE FROM {name} WHERE {self.where_key}"
         self._upsert = self._upsert_sql(table.columns)
         self._insert = self._insert_sql(table.columns)
 
@@ -74,9 +76,9 @@ class Rows:
         table = self.table
         names = columns if table.keyless else (*table.key_names, *columns)
         if not names:
-            return f"INSERT INTO {quote(table.name)} DEFAULT VALUES"  # noqa: S608
+            return f"INSERT INTO {quote(table.name)} DEFAULT VALUES"
         marks = ", ".join("?" * len(names))
-        return f"INSERT INTO {quote(table.name)}({listed(names)}) VALUES ({marks})"  # noqa: S608
+        return f"INSERT INTO {quote(table.name)}({listed(names)}) VALUES ({marks})"
 
     def _upsert_sql(self, columns: tuple[str, ...]) -> str:
         return f"{self._insert_sql(columns)} {self.on_conflict(columns)}"
@@ -84,12 +86,12 @@ class Rows:
     def on_conflict(self, columns: tuple[str, ...]) -> str:
         """``ON CONFLICT(key) DO UPDATE SET …``. Never REPLACE: triggers that feed an index need the old row."""
         table = self.table
-        target = ", ".join(
-            quote(k.name) + ("" if table.rowid_alias else f" COLLATE {k.collation}") for k in table.key
-        )
+        target = ", ".join(quote(k.name) + ("" if table.rowid_alias else f" COLLATE {k.collation}") for k in table.key)
         # Under a collation the key's own bytes may differ: they travel like a value.
         changing = columns if table.key_is_exact else (*table.key_names, *columns)
-        action = "UPDATE SET " + ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in changing) if changing else "NOTHING"
+        action = (
+            "UPDATE SET " + ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in changing) if changing else "NOTHING"
+        )
         return f"ON CONFLICT({target}) DO {action}"
 
     # ---- reading -----------------------------------------------------------------------------------------------
@@ -103,9 +105,9 @@ class Rows:
     def decode_entry(self, row: Row) -> RowState:
         """(l, lr, dead, u, ur, x) of a side table as versions."""
         life_clock, life_run, gone, update_clock, update_run, x = row
-        life = self.runs.version(life_clock, life_run)  # type: ignore[arg-type]
-        update = life if update_clock is None else self.runs.version(update_clock, update_run)  # type: ignore[arg-type]
-        return RowState(life, not gone, update, unpack_versions(x))  # type: ignore[arg-type]
+        life = self.runs.version(life_clock, life_run)
+        update = life if update_clock is None else self.runs.version(update_clock, update_run)
+        return RowState(life, not gone, update, unpack_versions(x))
 
     def visible(self, key: Key) -> dict[str, Value] | None:
         """The values of the row that the table shows under this key (for a table without one: this rowid)."""
@@ -118,7 +120,7 @@ class Rows:
 
     def hidden(self, key: Key) -> dict[str, Value] | None:
         """The values of the row under this key that waits behind another one."""
-        query = f"SELECT row FROM {PREFIX}hidden WHERE name = ? AND key = ?"  # noqa: S608 - constant name
+        query = f"SELECT row FROM {PREFIX}hidden WHERE name = ? AND key = ?"
         row = self.db.execute(query, (self.table.name, self._hidden_key(key))).fetchone()
         if row is None:
             return None
@@ -126,7 +128,7 @@ class Rows:
 
     def hidden_keys(self) -> list[Key]:
         """The keys of all hidden rows of this table."""
-        query = f"SELECT row FROM {PREFIX}hidden WHERE name = ? ORDER BY key"  # noqa: S608 - constant name
+        query = f"SELECT row FROM {PREFIX}hidden WHERE name = ? ORDER BY key"
         width = len(self.table.key)
         return [unpack_values(row[0])[:width] for row in self.db.execute(query, (self.table.name,))]
 
@@ -189,7 +191,7 @@ class Rows:
             execute(self.db, self._insert_sql(columns), shown)
             return self.db.last_insert_rowid()
         changes = ", ".join(f"{quote(c)} = ?" for c in columns)
-        execute(self.db, f"UPDATE {quote(self.table.name)} SET {changes} WHERE rowid = ?", (*shown, local))  # noqa: S608
+        execute(self.db, f"UPDATE {quote(self.table.name)} SET {changes} WHERE rowid = ?", (*shown, local))
         return local
 
     def erase(self, key: Key) -> None:
@@ -199,17 +201,17 @@ class Rows:
     def hide(self, key: Key, values: Mapping[str, Value]) -> None:
         """Keep a row's values hidden."""
         row = pack_values((*key, *(values.get(c) for c in self.columns)))
-        query = f"INSERT OR REPLACE INTO {PREFIX}hidden(name, key, row) VALUES (?, ?, ?)"  # noqa: S608 - constant name
+        query = f"INSERT OR REPLACE INTO {PREFIX}hidden(name, key, row) VALUES (?, ?, ?)"
         self.db.execute(query, (self.table.name, self._hidden_key(key), row))
 
     def unhide(self, key: Key) -> None:
         """Forget a hidden row."""
-        query = f"DELETE FROM {PREFIX}hidden WHERE name = ? AND key = ?"  # noqa: S608 - constant name
+        query = f"DELETE FROM {PREFIX}hidden WHERE name = ? AND key = ?"
         self.db.execute(query, (self.table.name, self._hidden_key(key)))
 
     def any_hidden(self) -> bool:
         """Whether any row of this table is hidden."""
-        query = f"SELECT 1 FROM {PREFIX}hidden WHERE name = ? LIMIT 1"  # noqa: S608 - constant name
+        query = f"SELECT 1 FROM {PREFIX}hidden WHERE name = ? LIMIT 1"
         return self.db.execute(query, (self.table.name,)).fetchone() is not None
 
     def _hidden_key(self, key: Key) -> bytes:

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import apsw
 
-from replicated_sqlite_agent.capture.install import CaptureOptions, Captured, Catalog, install
+from replicated_sqlite_agent.capture.install import Captured, CaptureOptions, Catalog, install
 from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG, NOW_MS
 from replicated_sqlite_agent.changes import Key, Kind, Mention, Stretch, Vector, advance
 from replicated_sqlite_agent.counters import Counters
-from replicated_sqlite_agent.database.connection import open_database, write_transaction
+from replicated_sqlite_agent.database.connection import all_rows, open_database, scalar, write_transaction
 from replicated_sqlite_agent.database.exact import Row, execute, select
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.database.own_tables import (
@@ -115,7 +115,7 @@ class Replica:
         found = file_format(self.db)
         if found > FORMAT:
             raise FileUnusableError(
-                f"{self.path} was written by a newer agent (format {found}, this one knows {FORMAT}): upgrade this agent"
+                f"{self.path} was written by a newer agent (format {found}, ours is {FORMAT}): upgrade this agent"
             )
         owner = read_progress(self.db).cluster
         if owner != cluster:
@@ -130,7 +130,7 @@ class Replica:
         published_seq = min(old.published_seq, old.folded_seq)
         keys = key_columns(self._log_width())
         self.db.execute(
-            f"INSERT INTO {LOG}(top, ts, mask, {keys}) SELECT DISTINCT top / {KIND_FACTOR} * {KIND_FACTOR} + "  # noqa: S608
+            f"INSERT INTO {LOG}(top, ts, mask, {keys}) SELECT DISTINCT top / {KIND_FACTOR} * {KIND_FACTOR} + "
             f"{Kind.SAY_AGAIN}, {NOW_MS}, 0, {keys} FROM {LOG} WHERE seq > ? AND seq <= ?",
             (published_seq, old.folded_seq),
         )
@@ -141,9 +141,7 @@ class Replica:
         if old.clock > old.published:
             covers[old.run] = (min(old.published, covers.get(old.run, (old.published, 0))[0]), old.clock)
         self.runs.advance(self.db, old.run, old.clock, self.vector_of_others())
-        self.progress = replace(
-            old, run=run, published=0, published_seq=published_seq, stretches=(), covers=covers
-        )
+        self.progress = replace(old, run=run, published=0, published_seq=published_seq, stretches=(), covers=covers)
         self._acknowledged = (0, 0, 0)
 
     # ---- transactions ------------------------------------------------------------------------------------------
@@ -153,7 +151,7 @@ class Replica:
         """A write transaction on the file of this run, with capture fitting the present schema."""
         try:
             with write_transaction(self.db, self.counters.write_lock_s.append):
-                run = self.db.execute(f"SELECT run FROM {PREFIX}state").get  # noqa: S608 - constant name
+                run = scalar(self.db, f"SELECT run FROM {PREFIX}state")
                 if run != self.progress.run:
                     raise FileReplacedError(f"{self.path} was replaced by another copy")
                 before = self.progress
@@ -179,7 +177,9 @@ class Replica:
 
     def acknowledged(self, run: int, published: int, published_seq: int) -> None:
         """The stream has everything up to here. Called from another thread; stored by the next transaction."""
-        self._acknowledged = max(self._acknowledged, (run, published, published_seq), key=lambda a: (a[0] == run, *a[1:]))
+        self._acknowledged = max(
+            self._acknowledged, (run, published, published_seq), key=lambda a: (a[0] == run, *a[1:])
+        )
 
     def _take_acknowledgement(self) -> None:
         run, published, published_seq = self._acknowledged
@@ -247,7 +247,7 @@ class Replica:
 
     def unfolded(self) -> int:
         """How many log rows wait to be folded."""
-        newest = self.db.execute(f"SELECT max(seq) FROM {LOG}").get  # noqa: S608 - constant name
+        newest = scalar(self.db, f"SELECT max(seq) FROM {LOG}")
         return max(0, (newest or 0) - self.progress.folded_seq)
 
     def fold_all(self) -> None:
@@ -270,7 +270,7 @@ class Replica:
         rows = select(self.db, columns, rest, (self.progress.folded_seq, rows_max))
         if not rows:
             return 0
-        self._correct_jump(rows[-1][2])  # type: ignore[arg-type]
+        self._correct_jump(rows[-1][2])
         seen = self.vector_of_others()
         mentions, clock = stamp(rows, self.progress, {n: len(c.table.key) for n, c in self.catalog.by_number.items()})
         for number, by_key in mentions.items():
@@ -279,7 +279,7 @@ class Replica:
             self._fold_one(self.tables[number], by_key, settle_now=usable is None)
         self.progress = replace(
             self.progress,
-            folded_seq=int(rows[-1][0]),  # type: ignore[arg-type]
+            folded_seq=int(rows[-1][0]),
             clock=clock,
             stretches=extended(self.progress.stretches, Stretch(clock, seen)),
         )
@@ -302,17 +302,17 @@ class Replica:
     def trim(self) -> int:
         """Forget log rows that are folded and published, never the newest one: its number would be given out again."""
         upto = min(self.progress.published_seq, self.progress.folded_seq)
-        first = self.db.execute(f"SELECT min(seq) FROM {LOG}").get  # noqa: S608 - constant name
+        first = scalar(self.db, f"SELECT min(seq) FROM {LOG}")
         if first is None or first > upto:
             return 0
         self.db.execute(
-            f"DELETE FROM {LOG} WHERE seq <= ? AND seq < (SELECT max(seq) FROM {LOG})",  # noqa: S608 - constant name
+            f"DELETE FROM {LOG} WHERE seq <= ? AND seq < (SELECT max(seq) FROM {LOG})",
             (min(upto, first + TRIM_ROWS_MAX),),
         )
         return self.db.changes()
 
     def follow_clock(self) -> None:
-        """From the next local write on, wall time is corrected as now measured; what was written before is folded first.
+        """From the next local write on, wall time is corrected as now measured; earlier ones are folded first.
 
         An offset is a stored fact: the publisher computes with the same one.
         """
@@ -330,7 +330,7 @@ class Replica:
         run, published, published_seq = self._acknowledged
         progress = self.progress
         behind = run == progress.run and (published, published_seq) > (progress.published, progress.published_seq)
-        first = self.db.execute(f"SELECT min(seq), max(seq) FROM {LOG}").fetchall()[0]  # noqa: S608 - constant name
+        first = all_rows(self.db, f"SELECT min(seq), max(seq) FROM {LOG}")[0]
         upto = min(progress.published_seq, progress.folded_seq)
         return behind or (first[0] is not None and first[0] <= upto and first[0] < first[1])
 
@@ -349,7 +349,7 @@ class Replica:
                 continue
             columns, marks = key_columns(len(key)), ", ".join("?" * len(key))
             top = number * KIND_FACTOR + Kind.DELETE
-            sql = f"INSERT INTO {LOG}(top, ts, mask, {columns}) VALUES ({top}, {NOW_MS}, -1, {marks})"  # noqa: S608
+            sql = f"INSERT INTO {LOG}(top, ts, mask, {columns}) VALUES ({top}, {NOW_MS}, -1, {marks})"
             execute(self.db, sql, key)
             self.counters.repaired_rows += 1
 
@@ -362,18 +362,18 @@ class Replica:
         own, progress = self.progress.run, self.progress
         floors = {run.id: lo.get(run.run, 0) for run in self.runs.by_run.values()}
         floors[0] = 0
-        self.db.execute(f"CREATE TABLE IF NOT EXISTS temp.{PREFIX}floor(id INTEGER PRIMARY KEY, clock INTEGER NOT NULL)")
-        self.db.execute(f"DELETE FROM temp.{PREFIX}floor")  # noqa: S608 - constant name
-        self.db.executemany(f"INSERT INTO temp.{PREFIX}floor VALUES (?, ?)", floors.items())  # noqa: S608
+        self.db.execute(
+            f"CREATE TABLE IF NOT EXISTS temp.{PREFIX}floor(id INTEGER PRIMARY KEY, clock INTEGER NOT NULL)"
+        )
+        self.db.execute(f"DELETE FROM temp.{PREFIX}floor")
+        self.db.executemany(f"INSERT INTO temp.{PREFIX}floor VALUES (?, ?)", floors.items())
         for rows in self.tables.values():
             self._say_again_above_floor(rows)
         covers = dict(progress.covers)
         for run, clock in self.vector_of_others().items():
             if clock > lo.get(run, 0):
                 covers[run] = (min(lo.get(run, 0), covers.get(run, (clock, 0))[0]), clock)
-        self.progress = replace(
-            self.progress, published=min(progress.published, lo.get(own, 0)), covers=covers
-        )
+        self.progress = replace(self.progress, published=min(progress.published, lo.get(own, 0)), covers=covers)
         self._acknowledged = (0, 0, 0)
         self.fold_all()
         self.counters.refills += 1
@@ -382,11 +382,11 @@ class Replica:
         width = len(rows.table.key)
         columns, top = key_columns(width), rows.captured.number * KIND_FACTOR + Kind.SAY_AGAIN
         above = (
-            f"s.l > (SELECT clock FROM temp.{PREFIX}floor WHERE id = s.lr) OR "  # noqa: S608 - constant names
+            f"s.l > (SELECT clock FROM temp.{PREFIX}floor WHERE id = s.lr) OR "
             f"s.u > (SELECT clock FROM temp.{PREFIX}floor WHERE id = s.ur) OR s.x IS NOT NULL"
         )
         self.db.execute(
-            f"INSERT INTO {LOG}(top, ts, mask, {columns}) SELECT {top}, {NOW_MS}, 0, {key_columns(width, 's.')} "  # noqa: S608
+            f"INSERT INTO {LOG}(top, ts, mask, {columns}) SELECT {top}, {NOW_MS}, 0, {key_columns(width, 's.')} "
             f"FROM {rows.side} AS s WHERE s.k1 IS NOT NULL AND ({above})"
         )
 
@@ -415,8 +415,8 @@ def stamp(
     mentions: dict[int, dict[Key, list[Mention]]] = {}
     for row in rows:
         _, top, ts, mask = row[:4]
-        clock = advance(clock, ts + offset)  # type: ignore[operator]
-        number, kind = divmod(top, KIND_FACTOR)  # type: ignore[operator]
+        clock = advance(clock, ts + offset)
+        number, kind = divmod(top, KIND_FACTOR)
         key = row[4 : 4 + widths.get(number, 1)]
-        mentions.setdefault(number, {}).setdefault(key, []).append(Mention(kind, mask, clock))  # type: ignore[arg-type]
+        mentions.setdefault(number, {}).setdefault(key, []).append(Mention(kind, mask, clock))
     return mentions, clock

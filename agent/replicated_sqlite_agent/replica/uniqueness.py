@@ -67,8 +67,8 @@ def _rivals(rows: Rows, keys: list[Key]) -> dict[Key, tuple[Key, Values]]:
 def displaced(rows: Rows, key: Key, values: Values) -> list[Key]:
     """The keys of the shown rows that this row cannot stand beside.
 
-    SQLite itself says it: the row is written with OR REPLACE in a savepoint, a TEMP trigger notes what that deletes, and
-    all is undone. So partial, expression and collated indexes need no understanding of their own.
+    SQLite itself says it: the row is written with OR REPLACE in a savepoint, a TEMP trigger notes what that deletes,
+    and all is undone. So partial, expression and collated indexes need no understanding of their own.
     """
     db, table = rows.db, rows.table
     note = f"temp.{quote(f'{PREFIX}displaced')}"
@@ -78,16 +78,16 @@ def displaced(rows: Rows, key: Key, values: Values) -> list[Key]:
     try:
         db.execute(f"CREATE TEMP TABLE {quote(f'{PREFIX}displaced')}({columns})")
         db.execute(
-            f"CREATE TEMP TRIGGER {quote(f'{PREFIX}note')} AFTER DELETE ON main.{quote(table.name)} "  # noqa: S608
+            f"CREATE TEMP TRIGGER {quote(f'{PREFIX}note')} AFTER DELETE ON main.{quote(table.name)} "
             f"BEGIN INSERT INTO {quote(f'{PREFIX}displaced')} VALUES ({listed(table.key_names, 'OLD.')}); END"
         )
         rows.erase(key)
-        db.execute(f"DELETE FROM {note}")  # noqa: S608 - constant name
+        db.execute(f"DELETE FROM {note}")
         db.pragma("recursive_triggers", True)
         marks = ", ".join("?" * len(names))
         params = (*key, *(values[c] for c in names[len(key) :]))
         try:
-            execute(db, f"INSERT OR REPLACE INTO {quote(table.name)}({listed(names)}) VALUES ({marks})", params)  # noqa: S608
+            execute(db, f"INSERT OR REPLACE INTO {quote(table.name)}({listed(names)}) VALUES ({marks})", params)
         except apsw.ConstraintError:
             return []
         found = select(db, [f"k{i + 1}" for i in range(len(table.key))], f"FROM {note}")

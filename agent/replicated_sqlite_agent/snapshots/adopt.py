@@ -11,11 +11,11 @@ from pathlib import Path
 
 import apsw
 
-from replicated_sqlite_agent.capture.install import CaptureOptions, Captured, install
+from replicated_sqlite_agent.capture.install import Captured, CaptureOptions, install
 from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG, NOW_MS
 from replicated_sqlite_agent.changes import ZERO, Kind, Version
 from replicated_sqlite_agent.counters import Counters
-from replicated_sqlite_agent.database.connection import connect, write_transaction
+from replicated_sqlite_agent.database.connection import all_rows, connect, scalar, write_transaction
 from replicated_sqlite_agent.database.exact import select
 from replicated_sqlite_agent.database.identifiers import PREFIX, listed, quote, side
 from replicated_sqlite_agent.database.own_tables import (
@@ -46,10 +46,10 @@ def adopt(database: Path, snapshot: Path, options: CaptureOptions, counters: Cou
             progress = _snapshot_progress(db)
             write_progress(db, replace(progress, node=options.node))
             for name in _COPIED:
-                db.execute(f"DELETE FROM main.{PREFIX}{name}")  # noqa: S608 - constant names
-                db.execute(f"INSERT INTO main.{PREFIX}{name} SELECT * FROM snap.{PREFIX}{name}")  # noqa: S608
+                db.execute(f"DELETE FROM main.{PREFIX}{name}")
+                db.execute(f"INSERT INTO main.{PREFIX}{name} SELECT * FROM snap.{PREFIX}{name}")
             catalog = install(db, options, founding=True)
-            shared = {row[0].lower() for row in db.execute(f"SELECT name FROM snap.{PREFIX}tables")}  # noqa: S608
+            shared = {row[0].lower() for row in db.execute(f"SELECT name FROM snap.{PREFIX}tables")}
             for captured in catalog.by_number.values():
                 _adopt_table(db, captured, counters, shared=captured.table.name.lower() in shared, merge=merge)
     finally:
@@ -57,20 +57,21 @@ def adopt(database: Path, snapshot: Path, options: CaptureOptions, counters: Cou
 
 
 def _snapshot_progress(db: apsw.Connection) -> Progress:
-    db.execute(f"INSERT OR REPLACE INTO main.{PREFIX}state SELECT * FROM snap.{PREFIX}state")  # noqa: S608
+    db.execute(f"INSERT OR REPLACE INTO main.{PREFIX}state SELECT * FROM snap.{PREFIX}state")
     return read_progress(db)
 
 
 def _create_missing_tables(db: apsw.Connection) -> None:
     """Tables, indexes, views and triggers that only the cluster has."""
-    objects = db.execute(
+    objects = all_rows(
+        db,
         "SELECT sql FROM snap.sqlite_schema AS s WHERE sql IS NOT NULL AND substr(name, 1, ?) <> ? "
         "AND name NOT IN (SELECT name FROM pragma_table_list WHERE schema = 'snap' AND type = 'shadow') "
         "AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\' AND substr(tbl_name, 1, ?) <> ? "
         "AND NOT EXISTS (SELECT 1 FROM main.sqlite_schema AS m WHERE m.name = s.name COLLATE NOCASE) "
         "ORDER BY CASE type WHEN 'table' THEN 0 WHEN 'index' THEN 1 WHEN 'view' THEN 2 ELSE 3 END, rowid",
         (len(PREFIX), PREFIX, len(PREFIX), PREFIX),
-    ).fetchall()
+    )
     for (sql,) in objects:
         db.execute(sql)
 
@@ -87,33 +88,33 @@ def _adopt_table(db: apsw.Connection, captured: Captured, counters: Counters, *,
     width = len(table.key)
     both = " AND ".join(f"l.{quote(k.name)} = s.{quote(k.name)} COLLATE {k.collation}" for k in table.key)
     name = quote(table.name)
-    local_only = f"NOT EXISTS (SELECT 1 FROM snap.{name} AS s WHERE {both})"  # noqa: S608 - quoted names
+    local_only = f"NOT EXISTS (SELECT 1 FROM snap.{name} AS s WHERE {both})"
     some_key = " AND ".join(f"l.{quote(k)} IS NOT NULL" for k in table.key_names)
     if merge:
         _record_differences(db, captured, counters, both)
         top = number * KIND_FACTOR + Kind.INSERT
         db.execute(
-            f"INSERT INTO {LOG}(top, ts, mask, {key_columns(width)}) SELECT {top}, {NOW_MS}, -1, "  # noqa: S608
+            f"INSERT INTO {LOG}(top, ts, mask, {key_columns(width)}) SELECT {top}, {NOW_MS}, -1, "
             f"{listed(table.key_names, 'l.')} FROM main.{name} AS l WHERE {some_key} AND {local_only}"
         )
     else:
-        db.execute(f"DELETE FROM main.{name} AS l WHERE {local_only}")  # noqa: S608 - quoted names
+        db.execute(f"DELETE FROM main.{name} AS l WHERE {local_only}")
     kept_aside = f"temp.{PREFIX}local"
-    db.execute(f"CREATE TEMP TABLE {PREFIX}local AS SELECT * FROM main.{name} AS l WHERE {local_only}")  # noqa: S608
+    db.execute(f"CREATE TEMP TABLE {PREFIX}local AS SELECT * FROM main.{name} AS l WHERE {local_only}")
     shown = [c for c in table.columns if _has_column(db, table.name, c)]
     columns = listed((*table.key_names, *shown))
     target = ", ".join(quote(k.name) + ("" if table.rowid_alias else f" COLLATE {k.collation}") for k in table.key)
     changes = ", ".join(f"{quote(c)} = excluded.{quote(c)}" for c in shown)
     action = f"UPDATE SET {changes}" if changes else "NOTHING"
     db.execute(
-        f"INSERT OR REPLACE INTO main.{name}({columns}) SELECT {columns} FROM snap.{name} AS s WHERE "  # noqa: S608
+        f"INSERT OR REPLACE INTO main.{name}({columns}) SELECT {columns} FROM snap.{name} AS s WHERE "
         f"NOT EXISTS (SELECT 1 FROM main.{name} AS l WHERE {both})"
     )
     db.execute(
-        f"INSERT INTO main.{name}({columns}) SELECT {columns} FROM snap.{name} WHERE true "  # noqa: S608
+        f"INSERT INTO main.{name}({columns}) SELECT {columns} FROM snap.{name} WHERE true "
         f"ON CONFLICT({target}) DO {action}"
     )
-    db.execute(f"INSERT INTO main.{side(table.name)} SELECT * FROM snap.{side(table.name)}")  # noqa: S608
+    db.execute(f"INSERT INTO main.{side(table.name)} SELECT * FROM snap.{side(table.name)}")
     _record_displaced(db, captured, counters, kept_aside)
     db.execute(f"DROP TABLE {kept_aside}")
 
@@ -122,7 +123,7 @@ def _record_displaced(db: apsw.Connection, captured: Captured, counters: Counter
     """Local rows that had a UNIQUE value of a row of the cluster had to go: recorded with their values."""
     table = captured.table
     here = " AND ".join(f"m.{quote(k.name)} = l.{quote(k.name)} COLLATE {k.collation}" for k in table.key)
-    gone = f"WHERE NOT EXISTS (SELECT 1 FROM main.{quote(table.name)} AS m WHERE {here})"  # noqa: S608
+    gone = f"WHERE NOT EXISTS (SELECT 1 FROM main.{quote(table.name)} AS m WHERE {here})"
     columns = [f"l.{quote(c)}" for c in (*table.key_names, *table.columns)]
     width = len(table.key)
     for row in select(db, columns, f"FROM {kept_aside} AS l {gone}"):
@@ -143,7 +144,8 @@ def _record_differences(db: apsw.Connection, captured: Captured, counters: Count
     if not shared:
         return
     differs = " OR ".join(
-        f"l.{quote(c)} IS NOT s.{quote(c)} COLLATE BINARY OR typeof(l.{quote(c)}) <> typeof(s.{quote(c)})" for c in shared
+        f"l.{quote(c)} IS NOT s.{quote(c)} COLLATE BINARY OR typeof(l.{quote(c)}) <> typeof(s.{quote(c)})"
+        for c in shared
     )
     width, count = len(table.key), len(shared)
     columns = [f"l.{quote(k)}" for k in table.key_names]
@@ -159,10 +161,10 @@ def _record_differences(db: apsw.Connection, captured: Captured, counters: Count
 
 def _log_all(db: apsw.Connection, captured: Captured) -> None:
     table, width = captured.table, len(captured.table.key)
-    db.execute(f"DELETE FROM {side(table.name)}")  # noqa: S608 - quoted name
+    db.execute(f"DELETE FROM {side(table.name)}")
     some_key = " AND ".join(f"{quote(k)} IS NOT NULL" for k in table.key_names)
     db.execute(
-        f"INSERT INTO {LOG}(top, ts, mask, {key_columns(width)}) "  # noqa: S608 - quoted names
+        f"INSERT INTO {LOG}(top, ts, mask, {key_columns(width)}) "
         f"SELECT {captured.number * KIND_FACTOR + Kind.INSERT}, {NOW_MS}, -1, {listed(table.key_names)} "
         f"FROM {quote(table.name)} WHERE {some_key}"
     )
@@ -172,13 +174,11 @@ def _take_keyless(db: apsw.Connection, captured: Captured) -> None:
     """Rows without a key: the cluster's are taken with their names, the local ones become new rows behind them."""
     table, name = captured.table, quote(captured.table.name)
     columns = listed(table.columns)
-    first = int(db.execute(f"SELECT max(max(rowid), 0) FROM main.{name}").get or 0)  # noqa: S608 - quoted name
-    db.execute(f"DELETE FROM {side(table.name)}")  # noqa: S608 - quoted name
+    first = int(scalar(db, f"SELECT max(max(rowid), 0) FROM main.{name}") or 0)
+    db.execute(f"DELETE FROM {side(table.name)}")
     _log_all(db, captured)
+    db.execute(f"INSERT INTO main.{name}(rowid, {columns}) SELECT rowid + {first}, {columns} FROM snap.{name}")
     db.execute(
-        f"INSERT INTO main.{name}(rowid, {columns}) SELECT rowid + {first}, {columns} FROM snap.{name}"  # noqa: S608
-    )
-    db.execute(
-        f"INSERT INTO main.{side(table.name)} SELECT iif(k1 IS NULL, NULL, k1 + {first}), run, number, l, lr, dead, u, "  # noqa: S608
+        f"INSERT INTO main.{side(table.name)} SELECT iif(k1 IS NULL, NULL, k1 + {first}), run, number, l, lr, dead, u, "
         f"ur, x FROM snap.{side(table.name)}"
     )

@@ -14,7 +14,7 @@ import zstandard
 from replicated_sqlite_agent.capture.install import CaptureOptions
 from replicated_sqlite_agent.changes import Vector
 from replicated_sqlite_agent.counters import Counters
-from replicated_sqlite_agent.database.connection import connect, write_transaction
+from replicated_sqlite_agent.database.connection import all_rows, connect, write_transaction
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.database.own_tables import Runs, read_progress, write_progress
 from replicated_sqlite_agent.errors import AgentError
@@ -72,7 +72,7 @@ def seal(target: Path) -> None:
     """Put everything of the copy into its one file and check it. Raises SnapshotDamagedError."""
     db = connect(target)
     try:
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        all_rows(db, "PRAGMA wal_checkpoint(TRUNCATE)")
         check(db, target)
     finally:
         db.close()
@@ -81,7 +81,7 @@ def seal(target: Path) -> None:
 def check(db: apsw.Connection, path: Path) -> None:
     """``integrity_check``; CHECK constraints are left out, merged rows may break them."""
     db.pragma("ignore_check_constraints", True)
-    result = db.execute("PRAGMA integrity_check(3)").fetchall()
+    result = all_rows(db, "PRAGMA integrity_check(3)")
     if result != [("ok",)]:
         raise SnapshotDamagedError(f"the copy at {path} does not pass SQLite's integrity check: {result[0][0]}")
 
@@ -121,8 +121,10 @@ def make_fresh(path: Path, node: str) -> None:
         with write_transaction(db):
             runs = Runs.read(db)
             progress = read_progress(db)
-            runs.advance(db, progress.run, progress.clock, {k: v for k, v in runs.vector().items() if k != progress.run})
-            db.execute(f"DELETE FROM {PREFIX}log")  # noqa: S608 - constant name
+            runs.advance(
+                db, progress.run, progress.clock, {k: v for k, v in runs.vector().items() if k != progress.run}
+            )
+            db.execute(f"DELETE FROM {PREFIX}log")
             fresh = replace(
                 progress,
                 run=0,
@@ -135,7 +137,7 @@ def make_fresh(path: Path, node: str) -> None:
                 clock_offset=0,
             )
             write_progress(db, fresh)
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        all_rows(db, "PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         db.close()
 

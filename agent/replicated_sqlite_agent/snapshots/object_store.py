@@ -73,7 +73,9 @@ async def take_snapshot(
     finally:
         copy.discard(plain, packed)
     counters.snapshots += 1
-    log.info("a snapshot is in the object store", snapshot=name, bytes=manifest.bytes, stored_bytes=manifest.packed_bytes)
+    log.info(
+        "a snapshot is in the object store", snapshot=name, bytes=manifest.bytes, stored_bytes=manifest.packed_bytes
+    )
     await _remove_older(session, name)
     return manifest
 
