@@ -119,6 +119,7 @@ class Life:
         self.replica.timekeeper = self.timekeeper
         self.applier = Applier(self.replica, self.counters)
         self.replica.start_run(self.run_number, self.settings.cluster, self.settings.node)
+        self.applier.show()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set; publish what is left; return. Raises FileReplacedError, AdoptionNeededError."""
@@ -530,8 +531,8 @@ class Life:
         """Whether all of it is applied here, at the latest after the time."""
 
         def here() -> bool:
-            shown = self.replica.runs.vector() | {self.run_number: 1 << 63}
-            return dominates(shown, vector)
+            # Its own writes are in the file before anybody can have a token of them.
+            return dominates(self.applier.shown | {self.run_number: 1 << 63}, vector)
 
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s), self.moved:

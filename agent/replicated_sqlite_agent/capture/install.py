@@ -5,7 +5,8 @@ Everything happens in the caller's write transaction, after a fold: masks are po
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import apsw
 import msgspec
@@ -95,8 +96,8 @@ def install(db: apsw.Connection, options: CaptureOptions, *, founding: bool) -> 
 
 
 def _known_tables(db: apsw.Connection) -> dict[str, _Known]:
-    rows = all_rows(db, f"SELECT number, name, root FROM {PREFIX}tables")
-    return {name.lower(): _Known(number, name, root) for number, name, root in rows}
+    rows = all_rows(db, f"SELECT number, name, root, columns FROM {PREFIX}tables")
+    return {name.lower(): _Known(number, name, root, tuple(_names.decode(blob))) for number, name, root, blob in rows}
 
 
 def _root(db: apsw.Connection, table: str) -> int:
@@ -236,8 +237,8 @@ def _begin_columns(db: apsw.Connection, table: Table, number: int, added: list[s
         "WHERE r.id = s.lr AND s.u IS NOT NULL AND NOT s.dead"
     )
     db.create_scalar_function(function, None, 3)
-    defaults = dict(db.execute("SELECT name, dflt_value FROM pragma_table_info(?)", (table.name,)).fetchall())
-    written = " OR ".join(f"{quote(c)} IS NOT ({defaults[c]}) COLLATE BINARY" for c in added)
+    defaults = dict(all_rows(db, "SELECT name, dflt_value FROM pragma_table_info(?)", (table.name,)))
+    written = " OR ".join(f"{quote(c)} IS NOT ({defaults[c] or 'NULL'}) COLLATE BINARY" for c in added)
     mask = sum(1 << table.columns.index(c) for c in added) if len(table.columns) <= MASK_COLUMNS_MAX else -1
     some_key = " AND ".join(f"{quote(k.name)} IS NOT NULL" for k in table.key)
     db.execute(

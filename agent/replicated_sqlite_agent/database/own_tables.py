@@ -229,9 +229,9 @@ class Runs:
 
 
 def own_objects(db: apsw.Connection) -> list[tuple[str, str]]:
-    """(type, name) of every trigger and table of ours in this file, triggers first."""
-    query = "SELECT type, name FROM sqlite_schema WHERE substr(name, 1, ?) = ? AND type IN ('trigger', 'table')"
-    rows = all_rows(db, f"{query} ORDER BY type DESC", (len(PREFIX), PREFIX))
+    """(type, name) of every trigger, table and index of ours in this file, in an order in which they can be dropped."""
+    query = "SELECT type, name FROM sqlite_schema WHERE substr(name, 1, ?) = ? ORDER BY type DESC"
+    rows = all_rows(db, query, (len(PREFIX), PREFIX))
     return [(str(kind), str(name)) for kind, name in rows]
 
 

@@ -148,7 +148,8 @@ def say(console: Console, text: str) -> None:
 def _shell_command(database: Path, sql: str) -> str:
     if shutil.which("sqlite3"):
         # The shell does not wait for locks by itself, and the writers are busy.
-        return shlex.join(["sqlite3", "-cmd", ".timeout 10000", str(database), sql])
+        # In double quotes, which is easier to read and to change; our SQL holds nothing that they would expand.
+        return f'sqlite3 -cmd ".timeout 10000" {shlex.quote(str(database))} "{sql}"'
     code = f"import sqlite3; c = sqlite3.connect({str(database)!r}); print(c.execute({sql!r}).fetchall()); c.commit()"
     return shlex.join([sys.executable, "-c", code])
 

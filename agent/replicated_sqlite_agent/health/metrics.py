@@ -56,7 +56,7 @@ class Measures:
     stream_max_bytes: Annotated[int | None, Gauge("Size at which the stream is full and publishing waits.")]
     stream_sequence: Annotated[int | None, Gauge("Sequence of the newest message in the stream.")]
     applied_sequence: Annotated[int, Gauge("Stream sequence up to which everything is in this file.")]
-    lag_seconds: Annotated[float, Gauge("Age of the newest change in the stream that is not applied here, or 0.")]
+    lag_seconds: Annotated[float, Gauge("Age of the oldest change that has arrived but is not applied yet, or 0.")]
     clock_offset_seconds: Annotated[float | None, Gauge("Clock of the NATS server minus the clock of this machine.")]
 
     tables: Annotated[int, Gauge("Tables that are replicated.")]

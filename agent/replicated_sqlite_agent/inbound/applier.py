@@ -18,6 +18,7 @@ import msgspec
 from replicated_sqlite_agent.changes import Key, RowState, Stretch, Vector
 from replicated_sqlite_agent.counters import Counters
 from replicated_sqlite_agent.database.connection import all_rows, scalar
+from replicated_sqlite_agent.database.exact import Row, select
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.inbound import staging
 from replicated_sqlite_agent.inbound.assembler import Arrived
@@ -58,6 +59,9 @@ class Applier:
         self.replica, self.counters = replica, counters
         self.paused: dict[str, str] = {}
         """table -> why its changes wait, one sentence."""
+        self.shown: Vector = {}
+        """What readers of the file see, per run: the positions as of the last commit. Replaced whole, so any thread may
+        read it."""
         staging.prepare(replica.db)
         replica.on_install = self._schema_changed
         self._retry_paused = True  # the schema may have changed while no agent ran
@@ -84,7 +88,12 @@ class Applier:
             for stage in stages.values():
                 stage.drop()
         self.counters.applied_rows += outcome.rows
+        self.show()
         return outcome
+
+    def show(self) -> None:
+        """After a commit: what is applied is visible now."""
+        self.shown = self.replica.runs.vector()
 
     def _fold_backlog(self) -> None:
         """A long log is folded in transactions of its own, so that none holds the write lock for long."""
@@ -404,6 +413,7 @@ class Applier:
             self.replica.fold_all()
             self._resume_paused(outcome)
             self.replica.trim()
+        self.show()
 
     def dead_letter(self, subject: str, sequence: int, reason: str, body: bytes) -> None:
         """Keep a message that cannot be applied, with its reason; its run is held as by a gap until a refill."""
