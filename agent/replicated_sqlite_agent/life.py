@@ -25,14 +25,22 @@ from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.inbound.applier import Applier, Outcome
 from replicated_sqlite_agent.inbound.intake import Intake
-from replicated_sqlite_agent.membership.leases import RENEW_S, NodeLease
+from replicated_sqlite_agent.membership.leases import RENEW_S, NodeLease, try_lease
 from replicated_sqlite_agent.membership.members import Member, read_cluster, read_members, write_member
+from replicated_sqlite_agent.membership.trim import keep_from, trim, worth_trimming
 from replicated_sqlite_agent.outbound.publisher import Publisher
 from replicated_sqlite_agent.replica import conflicts
 from replicated_sqlite_agent.replica.state import FileReplacedError, Replica
 from replicated_sqlite_agent.settings import Settings
-from replicated_sqlite_agent.snapshots.object_store import take_snapshot
-from replicated_sqlite_agent.stream.errors import NatsUnavailable, PublishUnacknowledged, RequestFailed, StreamFull
+from replicated_sqlite_agent.snapshots.copy import Manifest
+from replicated_sqlite_agent.snapshots.object_store import newest_snapshot, take_snapshot
+from replicated_sqlite_agent.stream.errors import (
+    ApiRefused,
+    NatsUnavailable,
+    PublishUnacknowledged,
+    RequestFailed,
+    StreamFull,
+)
 from replicated_sqlite_agent.stream.session import Session
 from replicated_sqlite_agent.timekeeper import Timekeeper
 from replicated_sqlite_agent.wire import FORMAT, Chunk, Header, encode_chunk, encode_frame
@@ -42,6 +50,8 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 HOUSEKEEPING_S = 1.0
 RUN_BITS = 48
+TRIM_S = 10.0
+"""Between two looks whether the stream should be trimmed."""
 MEND_PAUSE_S = 3.0
 """Between two attempts to fill a gap."""
 ASK_S = 5.0
@@ -185,6 +195,7 @@ class Life:
             tasks.create_task(self._heartbeats(), name="heartbeats")
             tasks.create_task(self._renew_lease(), name="lease")
             tasks.create_task(self._mend_gaps(), name="mend gaps")
+            tasks.create_task(self._trim_stream(), name="trim stream")
             await self.started.wait()
             if self._fresh:
                 # It must have applied every delete that others may already forget, before it says anything.
@@ -399,6 +410,45 @@ class Life:
         )
         await write_member(self.session, member)
 
+    async def _trim_stream(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TRIM_S):
+                    await self._publisher_full()
+            try:
+                await self._trim_once()
+            except (NatsUnavailable, PublishUnacknowledged, StreamFull, ApiRefused) as error:
+                log.debug("the stream could not be trimmed", reason=str(error))
+
+    async def _publisher_full(self) -> None:
+        """Return when publishing is held up by a full stream, not before it was for a second."""
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_S)
+            if self.publisher is not None and self.publisher.full:
+                return
+
+    async def _trim_once(self) -> None:
+        state = await self.session.stream_state()
+        now = self.timekeeper.now_ms()
+        if now is None or not self.started.is_set() or not worth_trimming(state):
+            return
+        if not await try_lease(self.session, "trim", self.run_number, now, TRIM_S * 2):
+            return
+        members = await read_members(self.session)
+        floor = keep_from(members.values(), now, self.settings.limits.member_ttl)
+
+        async def snapshot_sequence(wanted: int) -> int:
+            last = await newest_snapshot(self.session)
+            if last is None or last.stream != state.id or last.sequence < wanted:
+                last = await self.snapshot()
+            return last.sequence
+
+        purged = await trim(state, floor, snapshot_sequence, self.session.purge)
+        if purged:
+            log.info(
+                "messages that a snapshot and every member have passed are removed from the stream", messages=purged
+            )
+
     # ---- gaps ------------------------------------------------------------------------------------------------------
 
     async def _mend_gaps(self) -> None:
@@ -495,7 +545,7 @@ class Life:
             case other:
                 raise AgentError(f"node {self.settings.node} knows no request {other!r}")
 
-    async def snapshot(self) -> object:
+    async def snapshot(self) -> Manifest:
         """Take a snapshot into the object store; requests that come meanwhile wait their turn."""
         if not self.started.is_set():
             raise AgentError(f"node {self.settings.node} is still catching up")

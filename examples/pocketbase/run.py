@@ -119,7 +119,8 @@ def start_all(nodes: list[Node], nats_port: int) -> None:
     first, *others = nodes
     start_agent(first, nats_port)
     wait_for_agent(first)
-    create_superuser(first)
+    if not (first.folder / "data.db").exists():
+        create_superuser(first)
     start_pocketbase(first)
     wait_for_pocketbase(first)
     for node in others:

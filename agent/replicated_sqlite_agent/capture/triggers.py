@@ -9,6 +9,7 @@ from __future__ import annotations
 from replicated_sqlite_agent.changes import Kind
 from replicated_sqlite_agent.database.identifiers import PREFIX, listed, literal, quote
 from replicated_sqlite_agent.database.schema import KeyColumn, Table, UniqueIndex
+from replicated_sqlite_agent.database.sqltext import tokens
 
 LOG = quote(f"{PREFIX}log")
 NOW_MS = "CAST((julianday('now') - 2440587.5) * 86400000.0 AS INTEGER)"
@@ -119,10 +120,10 @@ def _touched(table: Table, number: int, index: UniqueIndex) -> str:
 def collides(table: Table, index: UniqueIndex) -> str:
     """SQL: the row at hand has the same value in this index as NEW. NULLs collide with nothing.
 
-    An expression is evaluated for NEW by naming NEW's columns in a subquery, so its text need not be understood.
+    An expression is evaluated for NEW by naming NEW's columns in a subquery, so its text need not be understood; only
+    columns whose name stands in it, since the application can drop no column that a trigger names.
     """
-    names = (*(() if table.keyless else table.key_names), *table.columns, *table.generated)
-    new = "(SELECT " + ", ".join(f"NEW.{quote(c)} AS {quote(c)}" for c in names) + ")"
+    new = "(SELECT " + (", ".join(f"NEW.{quote(c)} AS {quote(c)}" for c in _named(table, index)) or "1") + ")"
     if index.columns is not None:
         parts = [f"{term} = NEW.{term} COLLATE {collation}" for term, collation in index.terms]
     else:
@@ -130,6 +131,14 @@ def collides(table: Table, index: UniqueIndex) -> str:
     if index.where:
         parts += [f"({index.where})", f"(SELECT ({index.where}) FROM {new})"]
     return " AND ".join(parts)
+
+
+def _named(table: Table, index: UniqueIndex) -> list[str]:
+    """The columns whose name occurs in the text of the index: all that it uses, perhaps some more."""
+    text = " ".join([*(term for term, _ in index.terms), index.where or ""])
+    words = {token.name.lower() for token in tokens(text)}
+    columns = (*(() if table.keyless else table.key_names), *table.columns, *table.generated)
+    return [column for column in columns if column.lower() in words]
 
 
 def _other(table: Table) -> str:

@@ -44,7 +44,13 @@ class Moment:
     @property
     def verdict(self) -> str:
         """Whether the copies are equal right now."""
-        return f"{self.differing_rows} rows on their way" if self.differing_rows else "equal"
+        match self.differing_rows:
+            case 0:
+                return "equal"
+            case 1:
+                return "1 row under way"
+            case rows:
+                return f"{rows} rows under way"
 
 
 class Display(Protocol):
@@ -110,7 +116,7 @@ def as_table(moment: Moment) -> Table:
     table.add_column("database", overflow="fold")
     for name in ("rows", "written", "lag ms", "conflicts"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("contents", no_wrap=True, min_width=len("999 rows on their way"))
+    table.add_column("contents", no_wrap=True, min_width=len("999 rows under way"))
     contents = Text(moment.verdict, style="yellow" if moment.differing_rows else "green")
     for view in moment.views:
         numbers = (str(view.rows), str(view.written), _lag(view), str(view.conflicts))

@@ -72,6 +72,7 @@ class Measures:
 COUNTER_HELP: Final = {
     "applied_groups": "Groups of changes of other nodes that were applied.",
     "applied_rows": "Rows of other nodes that were applied.",
+    "apply_failures": "Attempts to apply that failed and were made again, such as on a full disk.",
     "duplicate_groups": "Groups that arrived though they had been applied before.",
     "gaps": "Groups that arrived before one that they follow.",
     "forced_gaps": "Gaps that nobody filled in time: rows are right, whole transactions are not promised.",

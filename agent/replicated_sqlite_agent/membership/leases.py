@@ -28,6 +28,24 @@ class Lease(msgspec.Struct, omit_defaults=True):
     version: int = 1
 
 
+async def try_lease(session: Session, purpose: str, run: int, now_ms: int, seconds: float) -> bool:
+    """Take or renew the lease of a purpose for so long; False if another run holds it."""
+    key = names.lease_key(purpose)
+    wanted = msgspec.json.encode(Lease(run, now_ms + int(seconds * 1000)))
+    found = await session.kv_get(key)
+    try:
+        if found is None:
+            await session.kv_create(key, wanted)
+            return True
+        lease = msgspec.json.decode(found[0], type=Lease)
+        if lease.run != run and lease.until_ms > now_ms:
+            return False
+        await session.kv_update(key, wanted, found[1])
+    except (KeyExists, WrongRevision):
+        return False
+    return True
+
+
 class NodeLease:
     """Keeps two living agents from using one node name."""
 

@@ -97,7 +97,9 @@ def test_a_single_row_transaction_writes_one_page_more(
     bare.execute(*STATEMENTS[kind](TRANSACTIONS))  # the write-ahead log now exists
     captured.execute(*STATEMENTS[kind](TRANSACTIONS))
 
-    more = [with_it - without for with_it, without in zip(pages_each(captured, kind), pages_each(bare, kind), strict=True)]
+    more = [
+        with_it - without for with_it, without in zip(pages_each(captured, kind), pages_each(bare, kind), strict=True)
+    ]
 
     assert 1 == median(more)
     assert mean(more) <= 1.03
