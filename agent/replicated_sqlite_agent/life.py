@@ -445,6 +445,8 @@ class Life:
 
         purged = await trim(state, floor, snapshot_sequence, self.session.purge)
         if purged:
+            if self.publisher is not None:
+                self.publisher.retry()
             log.info(
                 "messages that a snapshot and every member have passed are removed from the stream", messages=purged
             )
@@ -557,9 +559,17 @@ class Life:
     async def _published(self, clock: int) -> None:
         """Return once the stream has everything of this run up to this clock."""
         assert self.publisher is not None
-        if clock > self.publisher.acknowledged.clock:
-            newest = await self.worker.call(self._newest)
-            await self.publisher.wait_published(newest)
+        if clock <= self.publisher.acknowledged.clock:
+            return
+        newest = await self.worker.call(self._newest)
+        publishing = asyncio.create_task(self.publisher.wait_published(newest), name="publish before the manifest")
+        try:
+            while not publishing.done() and not self.publisher.full:
+                # A full stream takes nothing until it is trimmed, and is trimmed only behind a snapshot. Should this
+                # node be lost with what it could not publish, heartbeats show that the joiner has more, and it says so.
+                await asyncio.wait({publishing}, timeout=HOUSEKEEPING_S)
+        finally:
+            publishing.cancel()
 
     def _newest(self) -> int:
         return int(scalar(self.replica.db, f"SELECT max(seq) FROM {LOG}") or 0)

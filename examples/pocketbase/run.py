@@ -24,6 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 DATA = HERE / "data"
 SUPERUSER = ("admin@example.com", "change-me-please")
+START_ATTEMPTS = 5
 START_LIMIT_S = 60
 STOP_LIMIT_S = 30
 
@@ -45,26 +46,40 @@ class Node:
 
 
 def start_agent(node: Node, nats_port: int) -> None:
-    """Start the agent. The environment stands over its file: that is how other ports get in."""
+    """Start the agent and wait until PocketBase may start. The environment wins over the file: so ports get in."""
     ports = {"RSQLITE_HTTP": f"127.0.0.1:{node.agent_port}"}
     if node.name == "a":
         ports["RSQLITE_NATS_EMBEDDED_LISTEN"] = f"127.0.0.1:{nats_port}"
     else:
         ports["RSQLITE_NATS_SERVERS"] = json.dumps([f"nats://127.0.0.1:{nats_port}"])
     command = [program("rsqlite-agent"), "run", "--config", str(HERE / f"agent-{node.name}.yaml")]
-    node.agent = start(command, node.folder / "agent.log", ports)
+    log = node.folder / "agent.log"
+    node.agent = start(command, log, ports)
+    # 200 once the application may start: the file is there and up to date.
+    if not answers(f"http://127.0.0.1:{node.agent_port}/startupz", node.agent):
+        sys.exit(f"the agent of {node.name} did not start; see {log}")
+
+
+def create_database(node: Node) -> None:
+    """Make data.db with the collections of pb_migrations and an administrator, before anybody replicates it."""
+    for command in (["migrate", "up"], ["superuser", "upsert", *SUPERUSER]):
+        whole = [program("pocketbase"), *command, *pocketbase_folders(node)]
+        subprocess.run(whole, check=True, stdout=subprocess.DEVNULL)
 
 
 def start_pocketbase(node: Node) -> None:
-    """Start PocketBase as always: nothing about it knows of the agent."""
-    command = [program("pocketbase"), "serve", f"--http=127.0.0.1:{node.app_port}"]
-    node.app = start([*command, *pocketbase_folders(node)], node.folder / "pocketbase.log")
+    """Start PocketBase as always, nothing about it knows of the agent, and wait until it serves.
 
-
-def create_superuser(node: Node) -> None:
-    """Make the administrator, and with it data.db if there is none."""
-    command = [program("pocketbase"), "superuser", "upsert", *SUPERUSER, *pocketbase_folders(node)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    Its migrations read before they write, and SQLite refuses that (`database is locked (517)`) if another process has
+    written in between. PocketBase then ends, as it would beside any second process; started again it goes on.
+    """
+    command = [program("pocketbase"), "serve", f"--http=127.0.0.1:{node.app_port}", *pocketbase_folders(node)]
+    log = node.folder / "pocketbase.log"
+    for _ in range(START_ATTEMPTS):
+        node.app = start(command, log)
+        if answers(f"http://127.0.0.1:{node.app_port}/api/health", node.app):
+            return
+    sys.exit(f"PocketBase {node.name} did not start; see {log}")
 
 
 def pocketbase_folders(node: Node) -> list[str]:
@@ -89,47 +104,28 @@ def start(command: list[str], log: Path, more_environment: dict[str, str] | None
         )
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes] | None, log: Path) -> None:
-    """Wait until the URL answers 200; give up if the process ends or time is over."""
+def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until the URL answers 200; False if the process ends instead, or takes too long."""
     end = time.monotonic() + START_LIMIT_S
-    while True:
+    while process.poll() is None and time.monotonic() < end:
         try:
             with urllib.request.urlopen(url, timeout=5):
-                return
+                return True
         except OSError:
-            if process is None or process.poll() is not None:
-                sys.exit(f"a process ended instead of answering {url}; see {log}")
-            if time.monotonic() > end:
-                sys.exit(f"{url} did not answer 200 within {START_LIMIT_S} s; see {log}")
-        time.sleep(0.1)
-
-
-def wait_for_agent(node: Node) -> None:
-    """`/startupz` is 200 once the application may start: its file is there and up to date, or it shall make it."""
-    wait_for(f"http://127.0.0.1:{node.agent_port}/startupz", node.agent, node.folder / "agent.log")
-
-
-def wait_for_pocketbase(node: Node) -> None:
-    """PocketBase says by itself when it serves."""
-    wait_for(f"http://127.0.0.1:{node.app_port}/api/health", node.app, node.folder / "pocketbase.log")
+            time.sleep(0.1)
+    return False
 
 
 def start_all(nodes: list[Node], nats_port: int) -> None:
-    """First node a, with the NATS server, until its database is there; then the others, which fetch a copy."""
+    """First node a, with the NATS server and the first copy of the database; then the others, which fetch theirs."""
     first, *others = nodes
-    start_agent(first, nats_port)
-    wait_for_agent(first)
     if not (first.folder / "data.db").exists():
-        create_superuser(first)
+        create_database(first)
+    start_agent(first, nats_port)
     start_pocketbase(first)
-    wait_for_pocketbase(first)
     for node in others:
         start_agent(node, nats_port)
-    for node in others:
-        wait_for_agent(node)
         start_pocketbase(node)
-    for node in others:
-        wait_for_pocketbase(node)
 
 
 def stop_all(nodes: list[Node]) -> None:

@@ -28,6 +28,10 @@ WRITER_RATE: Final = 50.0
 """Transactions per second of each writer."""
 
 _POLL_S: Final = 0.1
+
+_OBITUARY_S: Final = 1.0
+"""When an agent does not answer: how long to wait for the better reason that it has ended."""
+
 _LOG_LINES: Final = 5
 
 
@@ -119,23 +123,29 @@ class Agent:
 
     async def conflicts(self) -> int:
         """How many discarded values it has recorded since it was started."""
-        async with self._http.get(f"http://{self._address}/metrics", timeout=_limit(0)) as answer:
-            lines = (await answer.text()).splitlines()
-        return sum(
-            round(float(line.rpartition(" ")[2])) for line in lines if line.startswith("rsqlite_conflicts_total")
-        )
+        _, text = await self._get("/metrics")
+        counted = (line for line in text.splitlines() if line.startswith("rsqlite_conflicts_total"))
+        return sum(round(float(line.rpartition(" ")[2])) for line in counted)
 
     async def _ask(self, path: str, patience_s: float = 0, **parameters: str) -> tuple[int, dict[str, Any]]:
         """(status, document) of a request that is answered with 200 or 504. Raises AgentError for anything else."""
+        status, text = await self._get(path, patience_s, **parameters)
+        if status not in (200, 504):
+            raise AgentError(f"{self.node} answers {path} with {status}: {text.strip()}")
+        document: dict[str, Any] = json.loads(text)
+        return status, document
+
+    async def _get(self, path: str, patience_s: float = 0, **parameters: str) -> tuple[int, str]:
+        """(status, text) of the answer to a request. Raises AgentError if there is none."""
         url = f"http://{self._address}{path}"
         try:
             async with self._http.get(url, params=parameters, timeout=_limit(patience_s)) as answer:
-                document = await answer.json()
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+                return answer.status, await answer.text()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_OBITUARY_S):
+                    await self.ended()
             raise AgentError(f"{self.node} does not answer {path} ({error or 'time is over'})") from error
-        if answer.status not in (200, 504):
-            raise AgentError(f"{self.node} answers {path} with {answer.status}: {document.get('error')}")
-        return answer.status, document
 
     async def _is_started(self) -> bool:
         assert self._process is not None
@@ -150,7 +160,7 @@ class Agent:
     def _last_words(self) -> str:
         """The end of the log, to stand behind a sentence."""
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "".join(f"\n  {line}" for line in ["; the end of its log:", *lines[-_LOG_LINES:]])
+        return "\n  ".join(["; the end of its log:", *lines[-_LOG_LINES:]])
 
 
 class Writer:

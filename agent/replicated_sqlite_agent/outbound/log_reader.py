@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -27,7 +27,10 @@ from replicated_sqlite_agent.spool import spool
 from replicated_sqlite_agent.wire import IMAGE_ROWS_MIN, Block, Header, encode_frame, image_schema, row_to_wire
 
 UNFOLDED_ROWS_MAX = 256
-"""More log rows than this are folded first: stored versions are joined by SQL, computed ones row by row in Python."""
+"""More new log rows than this are folded first: stored versions are joined by SQL, computed ones row by row in Python."""
+
+KNOWN_ROWS_MAX = 4_096
+"""More log rows than this are folded, sent or not: until then they are kept in memory with their clocks."""
 
 SLICE_ROWS = 5_000
 IMAGE_BYTES_MAX = 4 << 20
@@ -71,6 +74,43 @@ class Group:
             yield piece
 
 
+@dataclass(slots=True)
+class _Unfolded:
+    """The log rows after the fold with their clocks. Read once: a group costs its own rows, not all since the fold."""
+
+    base: Progress
+    """Where the fold stood."""
+    upto: int
+    clock: int
+    mentions: dict[int, dict[Key, list[Mention]]] = field(default_factory=dict)
+
+    def follows(self, progress: Progress, sent: Sent) -> bool:
+        """Whether it is still true and has nothing that is to be sent (again)."""
+        old = self.base
+        return self.upto <= sent.seq and (old.run, old.folded_seq, old.clock, old.clock_offset) == (
+            progress.run,
+            progress.folded_seq,
+            progress.clock,
+            progress.clock_offset,
+        )
+
+    def add(self, rows: list[Row], widths: dict[int, int], sent: Sent) -> dict[int, dict[Key, list[Mention]]]:
+        """Take further log rows; returns all mentions of the keys that those after ``sent`` name."""
+        news, self.clock = stamp(rows, replace(self.base, clock=self.clock), widths)
+        for number, by_key in news.items():
+            known = self.mentions.setdefault(number, {})
+            for key, told in by_key.items():
+                known.setdefault(key, []).extend(told)
+        self.upto = cast(int, rows[-1][0]) if rows else self.upto
+        fresh: dict[int, dict[Key, list[Mention]]] = {}
+        for row in rows:
+            if cast(int, row[0]) > sent.seq:
+                number = cast(int, row[1]) // KIND_FACTOR
+                key = row[4 : 4 + widths.get(number, 1)]
+                fresh.setdefault(number, {})[key] = list(self.mentions[number][key])
+        return fresh
+
+
 class LogReader:
     """The outbound thread's view of the file."""
 
@@ -80,6 +120,7 @@ class LogReader:
         self._catalog = Catalog(-1, {}, {})
         self._tables: dict[int, Rows] = {}
         self._widths: dict[int, int] = {}
+        self._unfolded: _Unfolded | None = None
         self.db.execute("ATTACH ':memory:' AS out")
 
     def close(self) -> None:
@@ -108,7 +149,8 @@ class LogReader:
             newest = self.newest()
             if newest <= sent.seq and not covers:
                 return None
-            if newest - progress.folded_seq > UNFOLDED_ROWS_MAX:
+            unfolded, new = newest - progress.folded_seq, newest - max(progress.folded_seq, sent.seq)
+            if new > UNFOLDED_ROWS_MAX or unfolded > KNOWN_ROWS_MAX:
                 raise NotReadyError
             runs = Runs.read(self.db)
             self._follow(catalog, runs)
@@ -116,7 +158,7 @@ class LogReader:
 
     def _follow(self, catalog: Catalog, runs: Runs) -> None:
         if catalog is not self._catalog:
-            self._catalog = catalog
+            self._catalog, self._unfolded = catalog, None
             self._tables = {number: Rows(self.db, captured, runs) for number, captured in catalog.by_number.items()}
             self._widths = {number: len(c.table.key) for number, c in catalog.by_number.items()}
         for rows in self._tables.values():
@@ -131,16 +173,19 @@ class LogReader:
         covers: dict[int, tuple[int, int]],
         now_ms: int | None,
     ) -> Group | None:
-        log = self._log_rows(progress.folded_seq)
+        known = self._unfolded
+        if known is None or not known.follows(progress, sent):
+            known = self._unfolded = _Unfolded(progress, progress.folded_seq, progress.clock)
+        log = self._log_rows(known.upto)
         if runs_ahead(log[-1][2] if log else None, progress.clock_offset, now_ms):
             raise NotReadyError
-        mentions, clock = stamp(log, progress, self._widths)
+        mentions, clock = known.add(log, self._widths, sent), known.clock
         if any(self._tables[n].table.keyless for n in mentions if n in self._tables):
             raise NotReadyError
         seen = runs.vector()
         seen.pop(progress.run, None)
         stretches = tuple(s for s in progress.stretches if s.clock > sent.clock)
-        if log or not stretches:
+        if clock > progress.clock or not stretches:
             stretches = extended(stretches, Stretch(clock, seen))
         hi = max(clock, sent.clock)
         body = spool(self._spool)

@@ -10,6 +10,7 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,6 +88,7 @@ class Publisher:
         self._stopping = False
         self._held = False
         self._arrived = asyncio.Event()
+        self._retry = asyncio.Event()
 
     # ---- the event loop ------------------------------------------------------------------------------------------
 
@@ -106,7 +108,10 @@ class Publisher:
                     self.full = isinstance(error, StreamFull)
                     log.debug("publishing failed; the log stays and is sent again", reason=str(error))
                     self._start_again()
-                    await asyncio.sleep(delay)
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(delay):
+                            await self._retry.wait()
+                    self._retry.clear()
                     delay = min(delay * 2, RETRY_MOST_S)
                 else:
                     if self.failure is not None:
@@ -208,6 +213,10 @@ class Publisher:
         self.poke()
         async with self._moved:
             await self._moved.wait_for(lambda: self.acknowledged.seq >= seq)
+
+    def retry(self) -> None:
+        """What publishing failed for may be over: do not wait for the next attempt's time."""
+        self._retry.set()
 
     def poke(self) -> None:
         """Look at the log now."""
