@@ -17,6 +17,8 @@ class Counters:
     duplicate_groups: int = 0
     gaps: int = 0
     forced_gaps: int = 0
+    quarantined_runs: int = 0
+    """Runs whose changes wait because their clock was too far ahead of the stream server's."""
     refills: int = 0
     chunks_buffered: int = 0
     chunks_dropped: int = 0

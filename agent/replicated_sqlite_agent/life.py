@@ -127,7 +127,7 @@ class Life:
         self._inode = (found.st_dev, found.st_ino)
         self.replica = Replica(self.settings.database, self._options, self.counters)
         self.replica.timekeeper = self.timekeeper
-        self.applier = Applier(self.replica, self.counters)
+        self.applier = Applier(self.replica, self.counters, self.settings.limits.max_ahead)
         self.replica.start_run(self.run_number, self.settings.cluster, self.settings.node)
         self.applier.show()
 
@@ -297,6 +297,7 @@ class Life:
             or int(replica.db.pragma("schema_version")) != replica.catalog.schema_version
             or replica.to_store()
             or (self.intake is not None and self.intake.to_remember)
+            or bool(self.applier.ahead)
             or (offset is not None and replica.drifts(offset))
         )
 

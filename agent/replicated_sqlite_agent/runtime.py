@@ -17,7 +17,7 @@ import uvloop
 
 from replicated_sqlite_agent.bootstrap import Bootstrap, FileState, look
 from replicated_sqlite_agent.capture.install import CaptureOptions
-from replicated_sqlite_agent.changes import Vector
+from replicated_sqlite_agent.changes import Vector, wall_ms
 from replicated_sqlite_agent.counters import Counters
 from replicated_sqlite_agent.database.lock import FileLock, agent_folder
 from replicated_sqlite_agent.errors import AgentError
@@ -349,8 +349,9 @@ class Agent:
         life, limits, stream = self._life, self._settings.limits, self._stream
         if life is None or not hasattr(life, "replica"):
             return alarms
+        rows, size = life.vitals.log_rows, life.vitals.log_rows * LOG_ROW_BYTES
         for share, word in ((0.8, "80"), (0.5, "50")):
-            if life.vitals.log_rows > limits.log_max_rows * share:
+            if rows > limits.log_max_rows * share or size > limits.log_max_bytes * share:
                 alarms.append(
                     f"the log of unpublished changes is {word} % full ({life.vitals.log_rows} rows); is NATS reachable?"
                 )
@@ -367,6 +368,11 @@ class Agent:
             alarms.append(failure)
         if life.vitals.dead_letters:
             alarms.append(f"{life.vitals.dead_letters} messages could not be applied; see table __rsqlite_dead_letters")
+        for run, clock in dict(life.applier.ahead).items():
+            minutes = (wall_ms(clock) / 1000 - time.time()) / 60
+            alarms.append(
+                f"changes of run {run:012x} wait: its clock is {minutes:.0f} min ahead; set that machine's clock right"
+            )
         alarms += list(life.applier.paused.values()) + list(life.replica.catalog.left_out.values())
         return alarms
 

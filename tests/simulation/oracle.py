@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from replicated_sqlite_agent.changes import Key, RawText, RowState, Value, Version
 from replicated_sqlite_agent.database.exact import select
 from replicated_sqlite_agent.replica.rows import Rows
+from replicated_sqlite_agent.values import unpack_values
 from simulation.application import TABLES
 from simulation.world import LOG, FlawError, Node, Noted, World
 
@@ -63,6 +64,7 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.writes: list[Noted] = []
+        self._by_row: dict[tuple[str, Key, Version], dict[str, Exact]] = {}
         self.values: dict[tuple[str, Key, str, Version], tuple[Exact, str]] = {}
 
     # ---- while it runs ------------------------------------------------------------------------------------------------
@@ -129,6 +131,8 @@ class Oracle:
             self._equal(first, node)
             self._all_folded(node)
         self._notes()
+        if not any(node.app.column_added for node in self.world.nodes):
+            self._conflicts()
 
     def _nothing_waits(self, node: Node) -> None:
         progress = node.replica.progress
@@ -176,6 +180,57 @@ class Oracle:
         if missing := node.ledger.keys() - node.folded:
             raise FlawError(f"{node.name}: log rows {sorted(missing)[:5]} were committed and never folded")
 
+    def _conflicts(self) -> None:
+        """Of tables that merge by row: each write discarded unknown to its winner is recorded, and nothing else is."""
+        recorded: set[tuple[str, Key, Version]] = set()
+        for node in self.world.nodes:
+            recorded |= conflict_records(node)
+        final = {name: living(self.world.nodes[0], name) for name in self._merged_by_row()}
+        by_key: dict[tuple[str, Key], list[Noted]] = {}
+        for write in self.writes:
+            if write.table in final:
+                by_key.setdefault((write.table, write.key), []).append(write)
+        for (table, key), writes in by_key.items():
+            known = {newest_own(w): w for w in writes}
+            for write in writes:
+                version = newest_own(write)
+                if not self._discarded_unknown(write, version, writes, final[table].get(key)):
+                    continue
+                if (table, key, version) not in recorded:
+                    raise FlawError(f"no conflict recorded for {table}{key} {version}: {writes}")
+                self.world.hit("conflicts demanded and found")
+            for version in {v for t, k, v in recorded if (t, k) == (table, key)}:
+                loser = known.get(version)
+                if loser is not None and all(knew(w, version) or knew(loser, newest_own(w)) for w in writes):
+                    raise FlawError(f"false conflict about {table}{key} {version}: {writes}")
+
+    def _merged_by_row(self) -> list[str]:
+        return [t for t in ("kv", "a b", "doc", "par", "chd", "art", "debit") if t not in self.world.by_column]
+
+    def _discarded_unknown(
+        self, write: Noted, version: Version, writes: list[Noted], final: RowState | None
+    ) -> bool:
+        if not write.state.alive or (final is not None and final.newest() == version):
+            return False
+        others = [w for w in writes if newest_own(w) != version]
+        if any(knew(w, version) or newest_own(w).clock == version.clock for w in others):
+            return False  # somebody replaced it knowingly, or it is one write under two runs
+        mine = self._row_values(write.table, write.key, version)
+        if not mine or any(self._row_values(w.table, w.key, newest_own(w)) == mine for w in others):
+            return False  # an equal value is no conflict
+        shown = self._row_values(write.table, write.key, final.newest()) if final is not None else {}
+        return bool(shown) and shown != mine if final is not None else True
+
+    def _row_values(self, table: str, key: Key, version: Version) -> dict[str, Exact]:
+        return self._rows.get((table, key, version), {})
+
+    @property
+    def _rows(self) -> dict[tuple[str, Key, Version], dict[str, Exact]]:
+        if not self._by_row:
+            for (table, key, column, version), (value, _) in self.values.items():
+                self._by_row.setdefault((table, key, version), {})[column] = value
+        return self._by_row
+
     def _notes(self) -> None:
         """The table without a key: a row is there unless somebody deleted it, once, with a value somebody wrote."""
         written: dict[int, set[Exact]] = {-1: {exact("founded")}, -2: {exact("founded")}}
@@ -191,6 +246,28 @@ class Oracle:
         names = [row for row, _ in shown]
         if self.world.exact_notes and sorted(names) != sorted(written.keys() - deleted):  # type: ignore[type-var]
             raise FlawError(f"notes are {sorted(names)}, expected {sorted(written.keys() - deleted)}")  # type: ignore[type-var]
+
+
+def newest_own(write: Noted) -> Version:
+    """The version that a noted write got."""
+    return Version(write.clock, write.run)
+
+
+def knew(write: Noted, version: Version) -> bool:
+    """Whether the writer had seen this version, or made it earlier itself."""
+    if write.run == version.run:
+        return version.clock <= write.clock
+    return version.clock <= write.seen.get(version.run, 0)
+
+
+def conflict_records(node: Node) -> set[tuple[str, Key, Version]]:
+    """(table, key, version) of all losing writes recorded here."""
+    found = set()
+    for name, key, clock, run in node.app.db.execute("SELECT name, key, clock, run FROM __rsqlite_conflicts"):
+        captured = node.replica.catalog.named(name)
+        assert captured is not None
+        found.add((name, captured.table.same_key(unpack_values(key)), Version(clock, run)))
+    return found
 
 
 def stored_versions(rows: Rows) -> list[tuple[Key, RowState]]:

@@ -125,6 +125,7 @@ NEMESES: dict[str, Step] = {
     "skew": _skew,
     "column": _add_column,
     "clone": _clone,
+    "slow": _pull,
 }
 
 

@@ -75,6 +75,7 @@ COUNTER_HELP: Final = {
     "apply_failures": "Attempts to apply that failed and were made again, such as on a full disk.",
     "duplicate_groups": "Groups that arrived though they had been applied before.",
     "gaps": "Groups that arrived before one that they follow.",
+    "quarantined_runs": "Runs whose changes wait because their clock is too far ahead of the NATS server's.",
     "forced_gaps": "Gaps that nobody filled in time: rows are right, whole transactions are not promised.",
     "refills": "Times that rows were said again because the stream had lost some.",
     "chunks_buffered": "Messages that were kept until the rest of their group arrived.",

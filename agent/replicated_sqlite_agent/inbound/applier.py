@@ -15,7 +15,7 @@ from typing import cast
 import apsw
 import msgspec
 
-from replicated_sqlite_agent.changes import Key, RowState, Stretch, Vector
+from replicated_sqlite_agent.changes import Key, RowState, Stretch, Vector, wall_ms
 from replicated_sqlite_agent.counters import Counters
 from replicated_sqlite_agent.database.connection import all_rows, scalar
 from replicated_sqlite_agent.database.exact import Row, select
@@ -55,8 +55,11 @@ class Outcome:
 class Applier:
     """Turns arrived groups into rows of one replica."""
 
-    def __init__(self, replica: Replica, counters: Counters, excluded: set[str] | None = None) -> None:
-        self.replica, self.counters = replica, counters
+    def __init__(self, replica: Replica, counters: Counters, max_ahead_s: float = 900.0) -> None:
+        """``max_ahead_s``: groups whose clock is further ahead of the stream server's time wait until time catches up."""
+        self.replica, self.counters, self._max_ahead_ms = replica, counters, int(max_ahead_s * 1000)
+        self.ahead: dict[int, int] = {}
+        """run -> clock: runs that wait because their clock is too far ahead."""
         self.paused: dict[str, str] = {}
         """table -> why its changes wait, one sentence."""
         self.shown: Vector = {}
@@ -158,8 +161,11 @@ class Applier:
         elif header.hi <= have and not header.covers:
             self.counters.duplicate_groups += 1
             return
+        if self._too_far_ahead(group.run, header.hi):
+            self._park(group, header)
+            return
         if self._missing(group.run, header, seen, rows=not header.heartbeat):
-            outcome.gap = True
+            outcome.gap = outcome.gap or group.run not in self.ahead
             self.counters.gaps += 1
             self._park(group, header)
             return
@@ -170,6 +176,18 @@ class Applier:
             outcome.rows += self._block(block, stage, knowledge, contexts)
         self._advance(group, header, seen)
         self.counters.applied_groups += 1
+
+    def _too_far_ahead(self, run: int, clock: int) -> bool:
+        """Whether a group must wait for time: taken at once, its clock would win for ever and pull every other along."""
+        now_ms = self.replica.timekeeper.now_ms()
+        ahead = now_ms is not None and wall_ms(clock) > now_ms + self._max_ahead_ms
+        if ahead and run not in self.ahead:
+            self.counters.quarantined_runs += 1
+        if ahead:
+            self.ahead[run] = clock
+        elif self.ahead.get(run, clock + 1) <= clock:
+            del self.ahead[run]
+        return ahead
 
     def _missing(self, run: int, header: Header, seen: Vector, *, rows: bool) -> bool:
         """Whether something that this group builds on is not here: causes come before effects."""
@@ -335,7 +353,7 @@ class Applier:
                 header, _ = self._open(group)
                 contexts = header.contexts()
                 seen = contexts[-1].seen if contexts else {}
-                if self._missing(run, header, seen, rows=not header.heartbeat):
+                if self._too_far_ahead(run, hi) or self._missing(run, header, seen, rows=not header.heartbeat):
                     continue
                 self.replica.db.execute(f"DELETE FROM {PREFIX}parked WHERE id = ?", (number,))
                 header, blocks = self._open(group)
@@ -412,6 +430,8 @@ class Applier:
         with self.replica.transaction():
             self.replica.fold_all()
             self._resume_paused(outcome)
+            if self.ahead:
+                self._unpark(outcome)
             self.replica.trim()
         self.show()
 

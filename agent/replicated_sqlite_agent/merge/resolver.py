@@ -114,7 +114,7 @@ def _taken(incoming: RowState, columns: Sequence[str]) -> RowState:
 
 def _losses_of(loser: RowState, winner: RowState, concurrent: Concurrent) -> tuple[Loss, ...]:
     """The writes of a life that another life beats, as far as the winner's writer did not know them."""
-    if not loser.alive:
+    if not loser.alive or (winner.alive and loser.values == winner.values):
         return ()
     rule = "later insert" if winner.alive else "delete"
     shown = dict(winner.values) if winner.alive else None
