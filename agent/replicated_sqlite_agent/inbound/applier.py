@@ -56,7 +56,7 @@ class Applier:
     """Turns arrived groups into rows of one replica."""
 
     def __init__(self, replica: Replica, counters: Counters, max_ahead_s: float = 900.0) -> None:
-        """``max_ahead_s``: groups whose clock is further ahead of the stream server's time wait until time catches up."""
+        """``max_ahead_s``: groups whose clock is further ahead of the stream server's time wait for it."""
         self.replica, self.counters, self._max_ahead_ms = replica, counters, int(max_ahead_s * 1000)
         self.ahead: dict[int, int] = {}
         """run -> clock: runs that wait because their clock is too far ahead."""
@@ -178,7 +178,7 @@ class Applier:
         self.counters.applied_groups += 1
 
     def _too_far_ahead(self, run: int, clock: int) -> bool:
-        """Whether a group must wait for time: taken at once, its clock would win for ever and pull every other along."""
+        """Whether a group must wait for time: taken at once, its clock would win for ever and pull all others along."""
         now_ms = self.replica.timekeeper.now_ms()
         ahead = now_ms is not None and wall_ms(clock) > now_ms + self._max_ahead_ms
         if ahead and run not in self.ahead:

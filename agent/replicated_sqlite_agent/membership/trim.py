@@ -1,7 +1,7 @@
 """Keeps the stream from filling up: what a snapshot and every member have passed is purged.
 
-One member at a time does it, by a lease. A member that was silent for `member_ttl` no longer holds the stream back; when
-it returns and misses messages, its peers say again what it lacks.
+One member at a time does it, by a lease. A member that was silent for `member_ttl` no longer holds the stream back;
+when it returns and misses messages, its peers say again what it lacks.
 """
 
 from __future__ import annotations

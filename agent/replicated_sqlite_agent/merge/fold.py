@@ -32,11 +32,8 @@ def fold_key(
     """
     news = [m for m in mentions if m.kind in _NEWS]
     inserted = any(m.kind == Kind.INSERT for m in news)
-    if entry is None:
-        # Nothing stored: a founding row, unless the first that is heard of it is an insert.
-        alive = not (news and news[0].kind == Kind.INSERT)
-    else:
-        alive = entry.alive
+    # Nothing stored: a founding row, unless the first that is heard of it is an insert.
+    alive = entry.alive if entry is not None else not (news and news[0].kind == Kind.INSERT)
     visible = alive and not hidden
     if not news and (present or not visible):
         return None

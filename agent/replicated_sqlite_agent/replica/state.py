@@ -151,9 +151,7 @@ class Replica:
         """A write transaction on the file of this run, with capture fitting the present schema."""
         try:
             with write_transaction(self.db, self.counters.write_lock_s.append):
-                run = scalar(self.db, f"SELECT run FROM {PREFIX}state")
-                if run != self.progress.run:
-                    raise FileReplacedError(f"{self.path} was replaced by another copy")
+                self._check_run()
                 before = self.progress
                 self._take_acknowledgement()
                 if int(self.db.pragma("schema_version")) != self.catalog.schema_version:
@@ -164,6 +162,10 @@ class Replica:
         except BaseException:
             self._reload()
             raise
+
+    def _check_run(self) -> None:
+        if scalar(self.db, f"SELECT run FROM {PREFIX}state") != self.progress.run:
+            raise FileReplacedError(f"{self.path} was replaced by another copy")
 
     def _reload(self) -> None:
         """Memory follows the file after a rollback."""
