@@ -22,13 +22,14 @@ else
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[agent,dev]'
 endif
 
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint bench docs lock clean
 
 help:
 	@echo 'make demo    three agents, three databases, writers on all: watch them converge (ARGS="--seconds 20")'
 	@echo 'make test    lint, unit and integration tests (ARGS="-k word" goes to pytest)'
 	@echo 'make lint    ruff, mypy, import-linter'
 	@echo 'make bench   the benchmarks, with the numbers of this machine'
+	@echo 'make docs    write docs/configuration.md from the docstrings of the settings'
 	@echo 'make lock    renew constraints.txt and requirements-*.txt'
 	@echo 'make clean   remove what the targets made'
 
@@ -46,6 +47,9 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m benchmarks $(ARGS)
+
+docs: $(READY)
+	$(BIN)/python docs/make_configuration.py
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

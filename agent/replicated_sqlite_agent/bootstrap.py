@@ -23,7 +23,7 @@ from replicated_sqlite_agent.settings import Adopt, Merge, Settings
 from replicated_sqlite_agent.snapshots.adopt import adopt
 from replicated_sqlite_agent.snapshots.copy import Manifest, discard, make_fresh
 from replicated_sqlite_agent.snapshots.object_store import fetch_snapshot, newest_snapshot
-from replicated_sqlite_agent.stream.errors import KeyExists, NatsUnavailable, RequestFailed
+from replicated_sqlite_agent.stream.errors import KeyExists, NatsUnavailable, ObjectMissing, RequestFailed
 from replicated_sqlite_agent.stream.session import Session
 from replicated_sqlite_contract import names
 
@@ -146,6 +146,9 @@ class Bootstrap:
                 return True  # the application has made its own meanwhile: that one is adopted
             discard_leftovers(database)
             os.replace(scratch, database)
+        except ObjectMissing:
+            log.info("the snapshot was replaced by a newer one while it was fetched; asking again")
+            return False
         finally:
             discard(scratch)
         log.info("joined by a snapshot", snapshot=manifest.name, bytes=manifest.bytes, sequence=manifest.sequence)

@@ -97,6 +97,8 @@ class Life:
         self.worker = Worker("writer")
         self.lease = NodeLease(session, settings.node, timekeeper.now_ms)
         self.vitals = Vitals()
+        self.members: int | None = None
+        """How many members the cluster has, this one included; None until that was read."""
         self.started = asyncio.Event()
         """Capture is installed and everything that was in the stream at the start is applied."""
         self.confirmed = asyncio.Event()
@@ -340,6 +342,7 @@ class Life:
                 await self.lease.renew(self.run_number)
                 if self.replica.progress.lineage is not None:
                     await self._bootstrap.refound(self.replica.progress.lineage)
+                self.members = sum(m.state != "stopped" for m in (await read_members(self.session)).values())
             except (NatsUnavailable, PublishUnacknowledged) as error:
                 log.debug("the lease on the node name could not be renewed", reason=str(error))
 
@@ -621,6 +624,8 @@ class Life:
         request = {"do": "wait", "vector": {str(r): c for r, c in vector.items() if c}, "timeout": left}
         answers = await asyncio.gather(*(self._ask_long(node, request, left) for node in others))
         reached = sum(1 for a in answers if a is not None and a.get("reached"))
+        if wanted > len(others):
+            return False, f"{wanted} members were asked for, and there are only {len(others)} besides this one"
         return reached >= wanted, f"{reached} of {len(others)} other members have applied all writes"
 
     async def _ask_long(self, node: str, request: dict[str, object], timeout_s: float) -> dict[str, object] | None:

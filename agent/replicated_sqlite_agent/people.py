@@ -32,11 +32,12 @@ def demo(
     folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where the databases go. Default: a temporary folder.")
     ] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the databases and logs where they are.")] = False,
 ) -> int:
     """Run three agents on three databases, write to all of them, and watch them converge."""
     from replicated_sqlite_agent.demo import run_demo  # the other commands shall not wait for all that it imports
 
-    return run_demo(seconds, folder)
+    return run_demo(seconds, folder, keep)
 
 
 @application.command()

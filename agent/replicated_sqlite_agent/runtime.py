@@ -93,7 +93,7 @@ class Agent:
     async def run(self, stop: asyncio.Event) -> None:
         """Until ``stop`` is set. Raises what a person must mend."""
         self._file_at_start = look(self._settings.database)
-        server = HealthServer(self, self._settings.http) if self._settings.http is not None else None
+        server = self._http_server()
         if server is not None:
             await server.start()
         try:
@@ -111,6 +111,14 @@ class Agent:
             if self._embedded is not None:
                 await self._embedded.stop()
         log.info("stopped", node=self._settings.node)
+
+    def _http_server(self) -> HealthServer | None:
+        address = self._settings.http
+        if address is None:
+            return None
+        # Reachable from other machines means probes and metrics; what tells of contents stays in the pod.
+        open_to_all = address.host not in ("127.0.0.1", "::1", "localhost")
+        return HealthServer(self, address, v1_loopback_only=open_to_all)
 
     def _disconnected(self) -> None:
         self._reconnects += 1
@@ -388,7 +396,7 @@ class Agent:
             counters=self._counters,
             nats_connected=self._session is not None and self._session.connected,
             nats_reconnects=self._reconnects,
-            members=None,
+            members=life.members if life is not None else None,
             log_rows=vitals.log_rows if vitals is not None else 0,
             log_bytes=(vitals.log_rows if vitals is not None else 0) * LOG_ROW_BYTES,
             log_max_rows=limits.log_max_rows,

@@ -4,6 +4,10 @@ Every key is also an environment variable: `RSQLITE_` and its path in capitals j
 (`limits.start_without_nats` is `RSQLITE_LIMITS_START_WITHOUT_NATS`), lists and maps written as JSON. The environment
 wins. Durations are seconds here and texts such as '5s' or '1h30m' in a file; sizes are bytes here and texts such as
 '512KiB' or '2Gi' there.
+
+The docstrings of sections and fields are what docs/configuration.md says, in Markdown: `make docs` writes it. A
+default that is no plain value stands last in its docstring, after "Default:". Where a feature is not there yet, the
+docstring of its setting says "Not part of this version yet", and `unsupported` refuses it.
 """
 
 from __future__ import annotations
@@ -218,7 +222,7 @@ FilePath = Annotated[Path, Form("a path", _parse_path)]
 ExistingFile = Annotated[Path, Form("the path of a file", _parse_existing_file)]
 HostPort = Annotated[Address, Form("HOST:PORT", _parse_address)]
 HttpAddress = Annotated[Address, Form("HOST:PORT, or 'off'", _parse_http)]
-ServerUrl = Annotated[str, Form("URLs such as 'nats://host:4222'", _parse_server, _show_server)]
+ServerUrl = Annotated[str, Form("a URL such as 'nats://host:4222'", _parse_server, _show_server)]
 HttpUrl = Annotated[str, Form("a URL such as 'https://s3.example.com'", _parse_url)]
 Duration = Annotated[float, Form("a duration such as '30s' or '1h'", _parse_duration, show_duration)]
 DurationOrZero = Annotated[float, Form("a duration such as '30s', or 0", _parse_duration_or_zero, show_duration)]
@@ -295,7 +299,7 @@ class _Section(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Tls(_Section, frozen=True, kw_only=True):
-    """TLS of the connection to NATS. Used for `tls://` and `wss://`, or when one of the files is given."""
+    """TLS of the connection to NATS: used for `tls://` and `wss://`, and always if `ca` or `cert` is given."""
 
     ca: ExistingFile | None = None
     """PEM file of the certificate authorities to trust. None: those of the system."""
@@ -312,16 +316,19 @@ class Tls(_Section, frozen=True, kw_only=True):
 
 
 class EmbeddedNats(_Section, frozen=True, kw_only=True):
-    """The NATS server that the agent runs as its child when `nats.servers` is absent."""
+    """The NATS server that the agent runs as its child when `nats.servers` is absent. It asks clients for `nats.user`
+    and `nats.password`, or for `nats.token`, if they are given."""
 
     listen: HostPort = Address("127.0.0.1", 4222)
-    """Where it listens. Loopback, so that nothing is open to the network unasked; port 0: any free port."""
+    """Where it listens. Loopback unless said otherwise, so that nothing is open to the network unasked; port 0: any
+    free port."""
 
     store: FilePath = Path()
-    """Folder of JetStream's files. Default: `<database>.rsqlite/nats`, beside the database."""
+    """Folder of JetStream's files. Default: `<database>.rsqlite/nats`"""
 
     advertise: HostPort | None = None
-    """Address to tell other agents. None: `listen`, or the host name when that is a wildcard."""
+    """Address that the log and `/v1/status` tell for other agents. None: `listen`, with the host name where that is a
+    wildcard."""
 
 
 class Nats(_Section, frozen=True, kw_only=True):
@@ -331,16 +338,16 @@ class Nats(_Section, frozen=True, kw_only=True):
     """URLs of one NATS cluster, any order. Empty: the agent runs the embedded server."""
 
     credentials: ExistingFile | None = None
-    """`.creds` file (JWT and seed). At most one of credentials, user, token and nkey; None of them: no login."""
+    """`.creds` file (JWT and seed). Give at most one of credentials, user, token and nkey; without any: no login."""
 
     user: Text | None = None
     """User name; together with `password`."""
 
     password: Secret | None = None
-    """Password of `user`. Better given as RSQLITE_NATS_PASSWORD than in a file."""
+    """Password of `user`. Better given by the environment than in a file."""
 
     token: Secret | None = None
-    """Token. Better given as RSQLITE_NATS_TOKEN than in a file."""
+    """Token. Better given by the environment than in a file."""
 
     nkey: ExistingFile | None = None
     """File with the seed of an NKey."""
@@ -352,7 +359,7 @@ class Nats(_Section, frozen=True, kw_only=True):
     """The agent's own server; not used when `servers` is given."""
 
     replicas: Count = 1
-    """On how many servers the stream is kept, 1 to 5, when the agent creates it. 1 fits any NATS; a cluster wants 3."""
+    """On how many servers the stream is kept when the agent creates it: 1, 3 or 5. 1 fits any NATS, 3 a cluster."""
 
     def complaints(self) -> Complaints:
         if (self.user is None) != (self.password is None):
@@ -372,13 +379,14 @@ class Policy(_Section, frozen=True, kw_only=True):
 
     merge: Merge = Merge.ROW_LWW
     """`row-lww`: the latest write of a row wins whole. `column-lww`: column by column, at the price of triggers that
-    name the columns. `first-write`: the first insert stays. `origin`: each row belongs to one node."""
+    name the columns. Not part of this version yet: `first-write`, the first insert stays; `origin`, each row belongs to
+    one node."""
 
     owner: Text | None = None
-    """Column that names the node a row belongs to; for `origin`, and only there."""
+    """Column that names the node a row belongs to, for `origin` and only there. Not part of this version yet."""
 
     columns: dict[str, ColumnMerge] = {}
-    """Columns that merge by themselves: `counter` adds up, `max` and `min` keep the extreme."""
+    """Column to merge: `counter` adds up, `max` and `min` keep the extreme. Not part of this version yet."""
 
     def complaints(self) -> Complaints:
         if self.merge is Merge.ORIGIN and self.owner is None:
@@ -399,7 +407,7 @@ class Tables(_Section, frozen=True, kw_only=True):
     """Globs of tables that stay local, though `include` names them."""
 
     policies: tuple[Policy, ...] = ()
-    """Tables that merge otherwise than `row-lww`; at most one entry per table."""
+    """Tables that merge otherwise than `row-lww`; at most one entry per table, and the same on all nodes."""
 
     def complaints(self) -> Complaints:
         if not self.include:
@@ -423,13 +431,13 @@ class Tables(_Section, frozen=True, kw_only=True):
 
 
 class S3(_Section, frozen=True, kw_only=True):
-    """A bucket of S3 or of what speaks like it."""
+    """A bucket of S3 or of what speaks like it. Not part of this version yet."""
 
     bucket: Text
     """Name of the bucket."""
 
     prefix: str = ""
-    """What all object names begin with. Empty: the whole bucket is ours."""
+    """What all object names begin with. Empty: the agent takes the whole bucket for its own."""
 
     endpoint: HttpUrl | None = None
     """URL of the service. None: AWS."""
@@ -448,21 +456,21 @@ class S3(_Section, frozen=True, kw_only=True):
 
 
 class FileStore(_Section, frozen=True, kw_only=True):
-    """A folder, for instance on a network volume."""
+    """A folder, for instance on a network volume. Not part of this version yet."""
 
     path: FilePath
     """The folder; made if it is not there."""
 
 
 class FsspecStore(_Section, frozen=True, kw_only=True):
-    """Any place that fsspec knows."""
+    """Any place that fsspec knows. Not part of this version yet."""
 
     url: Text
     """URL of the folder, such as 'sftp://host/path'."""
 
 
 class Retention(_Section, frozen=True, kw_only=True):
-    """Which snapshots are kept. The last verified one always is."""
+    """Which snapshots are kept; the last verified one always is. Not part of this version yet."""
 
     keep: Count | None = None
     """Most snapshots to keep. None: no bound by number."""
@@ -472,7 +480,7 @@ class Retention(_Section, frozen=True, kw_only=True):
 
 
 class Encryption(_Section, frozen=True, kw_only=True):
-    """Encryption of snapshots before they leave the agent."""
+    """Encryption of snapshots before they leave the agent. Not part of this version yet."""
 
     recipients: tuple[Text, ...] = ()
     """Public keys (X25519, 'age1...') that can open a snapshot."""
@@ -486,28 +494,30 @@ class Encryption(_Section, frozen=True, kw_only=True):
 
 
 class Snapshots(_Section, frozen=True, kw_only=True):
-    """Copies from which replicas join and databases are restored."""
+    """Copies from which replicas join."""
 
     store: StoreKind = StoreKind.NATS
-    """Where they are kept. `nats`, the object store of the cluster, needs no setting and holds one."""
+    """Where they are kept. `nats`, the object store of the cluster, needs no other setting and holds the newest. Not
+    part of this version yet: the others."""
 
     s3: S3 | None = None
-    """The bucket; with `store: s3`."""
+    """The bucket, with `store: s3`. Not part of this version yet."""
 
     file: FileStore | None = None
-    """The folder; with `store: file`."""
+    """The folder, with `store: file`. Not part of this version yet."""
 
     fsspec: FsspecStore | None = None
-    """The place; with `store: fsspec`."""
+    """The place, with `store: fsspec`. Not part of this version yet."""
 
     schedule: Schedule | None = None
-    """Cron (five fields, UTC) or a duration. None: only when a replica joins or somebody asks."""
+    """When one is taken: cron in UTC, or every so long. None: when a replica joins or the stream is trimmed. Not part
+    of this version yet."""
 
     retention: Retention | None = None
-    """Which are kept. None: all."""
+    """Which are kept. None: all that the store holds. Not part of this version yet."""
 
     encryption: Encryption | None = None
-    """None: snapshots are not encrypted."""
+    """To whom they are readable. None: they are not encrypted. Not part of this version yet."""
 
     def complaints(self) -> Complaints:
         for kind in (StoreKind.S3, StoreKind.FILE, StoreKind.FSSPEC):
@@ -519,20 +529,20 @@ class Snapshots(_Section, frozen=True, kw_only=True):
 
 
 class Archive(_Section, frozen=True, kw_only=True):
-    """The stream of changes, kept in the store, for a restore to any moment."""
+    """The stream of changes, kept in the store, for a restore to any moment. Not part of this version yet."""
 
     enabled: bool = False
-    """Whether it is written."""
+    """Whether it is written. Not part of this version yet."""
 
     interval: Duration = 1.0
-    """Longest time that a change waits before it is written: the recovery point."""
+    """Longest time that a change waits before it is written, with `enabled`: the recovery point."""
 
 
 class Schema(_Section, frozen=True, kw_only=True):
-    """Schema upgrades by the agent."""
+    """Schema upgrades by the agent. Not part of this version yet."""
 
     migrations: FilePath | None = None
-    """Folder of SQL files `0001_name.sql`. None: the application migrates by itself."""
+    """Folder of SQL files `0001_name.sql`. None: the application migrates by itself. Not part of this version yet."""
 
 
 class Limits(_Section, frozen=True, kw_only=True):
@@ -542,7 +552,8 @@ class Limits(_Section, frozen=True, kw_only=True):
     """How long `/startupz` waits for NATS when the file exists already. 0: not at all."""
 
     stream_max_bytes: ByteSize = 2 * _GIB
-    """Size of the stream when the agent creates it. Full: publishing waits, the log stays, alarm."""
+    """Size of the stream when the agent creates it. When it is full, publishing waits, the log stays, and an alarm says
+    so."""
 
     log_max_rows: Count = 10_000_000
     """Rows of unpublished changes at which the log counts as full: alarms at 50 and 80 %, nothing is ever dropped."""
@@ -550,42 +561,29 @@ class Limits(_Section, frozen=True, kw_only=True):
     log_max_bytes: ByteSize = _GIB
     """Bytes of unpublished changes at which the log counts as full: alarms at 50 and 80 %, nothing is ever dropped."""
 
-    chunk_memory: ByteSize = 32 * _MIB
-    """Memory for parts of messages that are not complete yet; beyond it they wait in a table."""
-
     message_bytes: ByteSize = 512 * _KIB
-    """Largest message. Half of NATS's default `max_payload`; a smaller `max_payload` of the server is respected."""
-
-    apply_rows: Count = 2_000
-    """Rows applied in one transaction, whole groups apart: about 10 ms of write lock."""
-
-    apply_rows_catchup: Count = 20_000
-    """The same while catching up, when no reader waits for the newest state."""
-
-    atomic_rows: Count = 1_000_000
-    """Largest transaction that is applied as one; a larger one is applied in slices, and counted."""
+    """Largest message, 16KiB to 64MiB. Half of NATS's default `max_payload`; a server's smaller one is respected."""
 
     conflicts_rows: Count = 100_000
-    """Rows kept of the values that merges discarded; the oldest go first, counted."""
+    """Records kept of the values that merges discarded; the oldest go first."""
 
     member_ttl: Duration = 7 * _DAY
-    """A member silent for so long is retired: tombstones need not wait for it, and it joins anew when it returns."""
+    """A member silent for so long no longer keeps the stream from being trimmed; what it misses by that, the others say
+    again when it returns."""
 
     max_ahead: Duration = 15 * _MINUTE
-    """Changes whose clock is further ahead of NATS's time are put aside until somebody accepts them."""
+    """Changes whose clock is further ahead of NATS's time than this wait, with an alarm, until the time has come."""
 
     gap_timeout: Duration = 5 * _MINUTE
     """How long changes wait for a lost predecessor before they are applied without it, counted."""
 
     heartbeat: Duration = 10.0
-    """Time between two heartbeats."""
+    """Time between two heartbeats; at most a third of `member_ttl`."""
 
     flush_timeout: Duration = 20.0
-    """How long SIGTERM may take to publish the log; what is left stays on disk and is said in one line."""
+    """How long publishing the log may take after SIGTERM; what is left stays on disk, and a log line says so."""
 
     def complaints(self) -> Complaints:
-        if self.apply_rows_catchup < self.apply_rows:
-            yield "apply_rows_catchup", f"must not be less than apply_rows ({self.apply_rows})"
         if not 16 * _KIB <= self.message_bytes <= 64 * _MIB:
             yield "message_bytes", f"takes 16KiB to 64MiB, as NATS does, not {show_size(self.message_bytes)}"
         if self.heartbeat * 3 > self.member_ttl:
@@ -609,20 +607,22 @@ class Settings(_Section, frozen=True, kw_only=True):
     """The replication group; names the stream and its subjects."""
 
     node: Name
-    """This replica, unique in the cluster. Default: the host name, its dots turned to `_`."""
+    """This replica; unique in the cluster. Default: the host name, each dot as `_`"""
 
     database: FilePath
     """The SQLite file. It need not exist yet."""
 
     nats: Nats = Nats()
     http: HttpAddress | None = Address("127.0.0.1", 8081)
-    """Where health, metrics and the API listen. 'off' (None here): nowhere."""
+    """Where probes, metrics and the API listen; `off`: nowhere."""
 
     mode: Mode = Mode.READ_WRITE
-    """`read-only`: the application's own writes fail with a sentence."""
+    """`read-only`: the application's own writes fail with a sentence. Not part of this version yet: `single-primary`,
+    `independent`."""
 
     adopt: Adopt = Adopt.MERGE
-    """A file of other origin: `merge` (its differing rows lose and are recorded), `replace`, or `refuse` to start."""
+    """What becomes of a file that was never part of the cluster, once the cluster exists: `merge` (rows that differ
+    from the cluster's lose and are recorded), `replace` (the file's own rows go), or `refuse` to start."""
 
     tables: Tables = Tables()
     snapshots: Snapshots = Snapshots()

@@ -117,7 +117,7 @@ def to_document(kind: Any, value: Any) -> Any:
         return None
     if form is not None:
         return form.show(value)
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if _is_struct(kind):
         return {field.name: to_document(field.type, getattr(value, field.name)) for field in _fields(kind)}
     if get_origin(kind) is tuple:
@@ -133,8 +133,8 @@ def variable_names(kind: Any, path: tuple[str, ...] = ()) -> dict[str, tuple[tup
     for field in _fields(kind):
         at = (*path, field.name)
         names[ENVIRONMENT_PREFIX + "_".join(at).upper()] = (at, field.type)
-        if _is_struct(_without_none(field.type)):
-            names |= variable_names(_without_none(field.type), at)
+        if _is_struct(without_none(field.type)):
+            names |= variable_names(without_none(field.type), at)
     return names
 
 
@@ -179,7 +179,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _with_snake_keys(kind: Any, raw: Any, path: str, reading: _Reading) -> Any:
     """The document with keys as the structs spell them: the Kubernetes resource spells `max_age` as `maxAge`."""
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if get_origin(kind) is tuple and isinstance(raw, list):
         return [_with_snake_keys(get_args(kind)[0], item, f"{path}[{at}]", reading) for at, item in enumerate(raw)]
     if not _is_struct(kind) or not isinstance(raw, dict):
@@ -211,7 +211,7 @@ def _overlay(kind: Any, document: dict[str, Any], environ: Mapping[str, str], re
         try:
             section[path[-1]] = _from_text(field_kind, environ[variable])
         except ValueError:
-            expected = _expected(field_kind)
+            expected = expected_of(field_kind)
             reading.complain(dotted, f"takes {expected}, written as JSON, not {_shown(field_kind, environ[variable])}")
             section.pop(path[-1], None)
     for variable in sorted(set(environ) - set(known) - {ENVIRONMENT_PREFIX + "CONFIG"}):
@@ -221,7 +221,7 @@ def _overlay(kind: Any, document: dict[str, Any], environ: Mapping[str, str], re
 
 def _from_text(kind: Any, text: str) -> object:
     """The value that a variable's text stands for. Raises ValueError if it must be JSON and is not."""
-    plain = _without_none(kind)
+    plain = without_none(kind)
     if _is_struct(plain) or get_origin(plain) in (tuple, dict):
         return _parse_json(text)
     base = get_args(plain)[0] if get_origin(plain) is Annotated else plain
@@ -239,7 +239,7 @@ def _read(kind: Any, raw: object, path: str, reading: _Reading) -> Any:
     form = _form(kind)
     if form is not None:
         return _read_form(form, kind, raw, path, reading)
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if _is_struct(kind):
         return _read_struct(kind, raw, path, reading)
     if get_origin(kind) is tuple and isinstance(raw, list):
@@ -253,7 +253,7 @@ def _read(kind: Any, raw: object, path: str, reading: _Reading) -> Any:
             return kind(raw)
     elif kind in (bool, int, str) and type(raw) is kind:
         return raw
-    return reading.complain(path, f"takes {_expected(kind)}, not {_shown(kind, raw)}")
+    return reading.complain(path, f"takes {expected_of(kind)}, not {_shown(kind, raw)}")
 
 
 def _read_form(form: Form, kind: Any, raw: object, path: str, reading: _Reading) -> Any:
@@ -267,7 +267,7 @@ def _read_form(form: Form, kind: Any, raw: object, path: str, reading: _Reading)
 
 def _read_struct(kind: type[msgspec.Struct], raw: object, path: str, reading: _Reading) -> Any:
     if not isinstance(raw, dict):
-        return reading.complain(path, f"takes {_expected(kind)}, not {_shown(kind, raw)}")
+        return reading.complain(path, f"takes {expected_of(kind)}, not {_shown(kind, raw)}")
     fields = {field.name: field for field in _fields(kind)}
     for key in raw:
         if key not in fields:
@@ -279,7 +279,7 @@ def _read_struct(kind: type[msgspec.Struct], raw: object, path: str, reading: _R
         if raw.get(name) is not None:
             values[name] = _read(field.type, raw[name], _join(path, name), reading)
         elif field.required:
-            values[name] = reading.complain(_join(path, name), f"is missing; it takes {_expected(field.type)}")
+            values[name] = reading.complain(_join(path, name), f"is missing; it takes {expected_of(field.type)}")
     if _FAILED in values.values():
         return _FAILED
     value = kind(**values)
@@ -297,33 +297,34 @@ def _is_struct(kind: Any) -> bool:
     return isinstance(kind, type) and issubclass(kind, msgspec.Struct)
 
 
-def _without_none(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
+    """The type of a key's value where the key is given: `X` of `X | None`."""
     if get_origin(kind) in (Union, UnionType):
         return next(member for member in get_args(kind) if member is not NoneType)
     return kind
 
 
 def _form(kind: Any) -> Form | None:
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if get_origin(kind) is Annotated:
         return next((extra for extra in get_args(kind)[1:] if isinstance(extra, Form)), None)
     return None
 
 
-def _expected(kind: Any) -> str:
-    """What a key takes, to complete "takes ..."."""
+def expected_of(kind: Any) -> str:
+    """What a key of this type takes, to complete "takes ..."."""
     form = _form(kind)
     if form is not None:
         return form.expected
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return "one of " + ", ".join(member.value for member in kind)
     if _is_struct(kind):
         return f"a map with keys out of {', '.join(field.name for field in _fields(kind))}"
     if get_origin(kind) is tuple:
-        return "a list"
+        return f"a list, each item {expected_of(get_args(kind)[0])}"
     if get_origin(kind) is dict:
-        return "a map"
+        return f"a map, each value {expected_of(get_args(kind)[1])}"
     return {bool: "true or false", int: "a whole number", str: "text"}[kind]
 
 
@@ -339,7 +340,7 @@ def _shown(kind: Any, raw: object) -> str:
     if isinstance(raw, str):
         return repr(raw if len(raw) <= _SHOWN_MAX else raw[:_SHOWN_MAX] + "...")
     text = json.dumps(raw, default=str)  # null, true, false and numbers as they stand in a file
-    kind = _without_none(kind)
+    kind = without_none(kind)
     takes_text = kind is str or (get_origin(kind) is Annotated and get_args(kind)[0] is str)
     return f"the bare {text} (put it in quotes)" if takes_text else text
 

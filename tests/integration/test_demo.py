@@ -90,7 +90,7 @@ class Demo:
     def agents(self) -> dict[str, psutil.Process]:
         """The running agents by node."""
         found = ((process, node) for process in self.processes() for node in NODES)
-        return {node: process for process, node in found if str(self.folder / node / "agent.yaml") in _words(process)}
+        return {node: process for process, node in found if _words(process)[-1].endswith(f"/{node}/agent.yaml")}
 
     def processes(self) -> list[psutil.Process]:
         """Every process whose command line names the folder: agents, writers and NATS, not the demo itself."""
@@ -186,6 +186,30 @@ def test_an_agent_that_dies_is_named_and_the_rest_is_ended(tmp_path: Path, demos
     assert demo.end() == 1, demo.said
     assert "rsqlite: the agent demo-3 ended with exit code -9; the end of its log:\n" in demo.said
     assert demo.processes() == []
+
+
+def test_ctrl_c_before_the_agents_are_ready_leaves_nothing_behind(tmp_path: Path, demos: list[Demo]) -> None:
+    demo = Demo(tmp_path)
+    demos.append(demo)
+    demo.wait_for("starting three agents")
+    until(lambda: demo.processes(), "the first agent is there")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 1, demo.said
+    assert "stopped before the agents were ready" in demo.said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_ctrl_c_ends_it_at_once(tmp_path: Path, demos: list[Demo]) -> None:
+    demo = Demo(tmp_path)
+    demos.append(demo)
+    demo.wait_for(WRITING)
+    demo.agents()["demo-2"].suspend()  # so that the copies cannot become equal
+    demo.process.send_signal(signal.SIGINT)
+    demo.wait_for("waiting until everything is everywhere")
+    demo.process.send_signal(signal.SIGINT)
+    assert demo.end() == 1, demo.said
+    assert demo.said.endswith("broken off\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_process_outlives_a_killed_demo(tmp_path: Path, demos: list[Demo]) -> None:

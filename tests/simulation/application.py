@@ -23,7 +23,7 @@ CREATE TABLE doc(id INTEGER PRIMARY KEY, a TEXT COLLATE NOCASE, b, c);
 CREATE TABLE tag(name TEXT COLLATE NOCASE NOT NULL PRIMARY KEY, v);
 CREATE TABLE mix(k NOT NULL, l NOT NULL, v, PRIMARY KEY(k, l)) WITHOUT ROWID;
 CREATE TABLE usr(id INTEGER PRIMARY KEY, email TEXT UNIQUE, nick TEXT COLLATE NOCASE UNIQUE, v);
-CREATE TABLE job(id TEXT NOT NULL PRIMARY KEY, queue, state, ref);
+CREATE TABLE job(id TEXT NOT NULL COLLATE NOCASE PRIMARY KEY, queue, state, ref);
 CREATE UNIQUE INDEX job_active ON job(queue) WHERE state = 'active';
 CREATE UNIQUE INDEX job_ref ON job(lower(ref), state);
 CREATE TABLE par(id INTEGER PRIMARY KEY, v);
@@ -57,7 +57,7 @@ INSERT INTO credit SELECT id, 100 FROM debit;
 """
 
 TABLES = ("kv", "a b", "doc", "tag", "mix", "usr", "job", "par", "chd", "note", "art", "debit", "credit")
-BY_COLUMN = ("doc", "usr", "kv", "job", "art")
+BY_COLUMN = ("doc", "usr", "kv", "job", "art", "tag", "mix")
 """Tables that some seeds merge column by column."""
 
 _ANY_CONFLICT = ("", "", "", "OR REPLACE ", "OR IGNORE ", "OR FAIL ", "OR ROLLBACK ")
@@ -291,7 +291,7 @@ class Application:
 
     def _job(self, told: list[str]) -> None:
         """UNIQUE by a partial index and by an expression."""
-        chance, clause, key = self._chance, self._clause(), chance_text(self._chance, "jklm")
+        chance, clause, key = self._chance, self._clause(), chance_text(self._chance, "jJklm")
         state, ref = chance.choice(("active", "active", "done", None)), chance.choice((None, "r", "R", "s"))
         match chance.randint(0, 5):
             case 0 | 1:

@@ -151,7 +151,8 @@ def _install_table(
         _forget(db, known)
         known, present = None, {}
     number = known.number if known is not None else _next_number(db)
-    by_column = options.by_column(table.name)
+    # A key whose bytes may change under it is a value without a version of its own: such a row merges whole.
+    by_column = options.by_column(table.name) and table.key_is_exact
     wanted = capture_triggers(table, number, by_column)
     if options.read_only:
         wanted |= read_only_triggers(table, options.node)

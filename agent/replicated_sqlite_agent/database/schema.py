@@ -14,6 +14,8 @@ from replicated_sqlite_agent.database.connection import scalar
 from replicated_sqlite_agent.database.identifiers import PREFIX, quote
 from replicated_sqlite_agent.database.sqltext import index_text
 
+_INTEGER_END = float(1 << 63)
+
 BUILTIN_COLLATIONS = frozenset({"BINARY", "NOCASE", "RTRIM"})
 
 
@@ -23,6 +25,13 @@ class KeyColumn:
 
     name: str
     collation: str
+    mixed: bool = False
+    """Whether equal numbers may have different bytes in it (1 and 1.0, 0.0 and -0.0): no affinity forbids it."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether equal values always have equal bytes."""
+        return self.collation == "BINARY" and not self.mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,8 @@ class Table:
 
     @property
     def key_is_exact(self) -> bool:
-        """Whether equal keys always have equal bytes (an integer rowid, or every column compared as BINARY)."""
-        return self.rowid_alias or self.keyless or all(column.collation == "BINARY" for column in self.key)
+        """Whether equal keys always have equal bytes (an integer rowid, or every column is exact)."""
+        return self.rowid_alias or self.keyless or all(column.exact for column in self.key)
 
     def same_key(self, key: Key) -> Key:
         """A form of a key that is equal, as a Python value, exactly if SQLite finds the keys equal."""
@@ -75,7 +84,17 @@ def _collated(value: Value, collation: str) -> Value:
         return "".join(chr(ord(c) + 32) if "A" <= c <= "Z" else c for c in value)
     if isinstance(value, str) and collation == "RTRIM":
         return value.rstrip(" ")
+    if isinstance(value, float) and value.is_integer() and abs(value) < _INTEGER_END:
+        return int(value)
     return value
+
+
+def _mixed(declared: str) -> bool:
+    """Whether a column of this declared type can hold equal numbers with different bytes: by SQLite's affinity rules."""
+    name = declared.upper()
+    if "INT" in name or any(part in name for part in ("CHAR", "CLOB", "TEXT")):
+        return False
+    return name in ("", "ANY") or any(part in name for part in ("BLOB", "REAL", "FLOA", "DOUB"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +145,8 @@ def _read_table(db: apsw.Connection, name: str, without_rowid: bool) -> Table | 
     keyless = not key_names
     if keyless and names & {"rowid", "_rowid_", "oid"}:
         return f"table {name} has no primary key and a column named like the rowid; give it a primary key"
-    key = tuple(KeyColumn(column, collations.get(column) or "BINARY") for column in key_names)
+    declared = {row[0]: row[1] for row in info}
+    key = tuple(KeyColumn(c, collations.get(c) or "BINARY", _mixed(declared[c])) for c in key_names)
     columns = tuple(row[0] for row in info if not row[4] and not row[5])
     generated = tuple(row[0] for row in info if row[5])
     unique = tuple(_unique_index(db, *index) for index in indexes if index[1] and index[2] != "pk")

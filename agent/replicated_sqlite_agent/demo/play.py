@@ -229,7 +229,8 @@ class _Demo:
                         return found
         except TimeoutError:
             raise AgentError(
-                f"the copies did not come to rest within {SETTLE_LIMIT_S:.0f} s; does somebody still write to them?"
+                f"not everything was everywhere within {SETTLE_LIMIT_S:.0f} s: "
+                "somebody still writes to the databases, or the logs of the agents say what is wrong"
             ) from None
 
     async def _settled_positions(self) -> list[str]:

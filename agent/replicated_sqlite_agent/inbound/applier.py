@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import cast
 
@@ -52,6 +53,10 @@ class Outcome:
     rows: int = 0
 
 
+class _SchemaMovedError(Exception):
+    """The application changed its schema after images were staged for the one before."""
+
+
 class Applier:
     """Turns arrived groups into rows of one replica."""
 
@@ -73,12 +78,22 @@ class Applier:
 
     def apply(self, groups: list[Arrived], point: Point) -> Outcome:
         """Apply groups in order of the stream and remember ``point``. All or nothing."""
+        while True:
+            self._fold_backlog()
+            try:
+                return self._apply(groups, point)
+            except _SchemaMovedError:
+                continue
+
+    def _apply(self, groups: list[Arrived], point: Point) -> Outcome:
         outcome = Outcome()
-        self._fold_backlog()
         opened = [(group, *self._open(group)) for group in groups]
+        staged_for = self.replica.catalog
         stages = self._stage(opened)
         try:
-            with self.replica.transaction():
+            with self._transaction():
+                if self.replica.catalog is not staged_for:
+                    raise _SchemaMovedError
                 self.replica.fold_all()
                 for group, header, blocks in opened:
                     self._group(group, header, blocks, stages, outcome)
@@ -98,8 +113,19 @@ class Applier:
         """After a commit: what is applied is visible now."""
         self.shown = self.replica.runs.vector()
 
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """A transaction of the replica; undone, rows that wait for a schema are looked at again."""
+        try:
+            with self.replica.transaction():
+                yield
+        except BaseException:
+            self._retry_paused = True
+            raise
+
     def _fold_backlog(self) -> None:
         """A long log is folded in transactions of its own, so that none holds the write lock for long."""
+        self.replica.follow_schema()
         while self.replica.unfolded() > FOLD_ROWS_MAX:
             with self.replica.transaction():
                 self.replica.fold(FOLD_ROWS_MAX)
@@ -427,7 +453,7 @@ class Applier:
         """Fold what is there, join what waited for a schema, trim the log. Once a second."""
         self._fold_backlog()
         outcome = Outcome()
-        with self.replica.transaction():
+        with self._transaction():
             self.replica.fold_all()
             self._resume_paused(outcome)
             if self.ahead:

@@ -67,7 +67,7 @@ class Stage:
         last = 0
         names = image_schema(self.keys, self.columns).removeprefix("CREATE TABLE r(").removesuffix(")").split(", ")
         while found := select(self.db, ["rowid", *names], f"FROM {self.name} WHERE rowid > ? LIMIT 500", (last,)):
-            last = found[-1][0]  # type: ignore[assignment]
+            last = found[-1][0]
             for row in found:
                 yield row[1:]
 

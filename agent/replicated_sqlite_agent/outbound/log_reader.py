@@ -21,6 +21,7 @@ from replicated_sqlite_agent.database.identifiers import quote
 from replicated_sqlite_agent.database.own_tables import Progress, Runs, key_columns, read_progress
 from replicated_sqlite_agent.merge.fold import fold_key
 from replicated_sqlite_agent.replica.keyless import name_of
+from replicated_sqlite_agent.replica.local import one_form
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.state import FileReplacedError, extended, runs_ahead, stamp
 from replicated_sqlite_agent.spool import spool
@@ -225,6 +226,10 @@ class LogReader:
         """The rows of the group: stored versions first, then those that are only in the log yet."""
         stored_upto = min(newest, progress.folded_seq)
         if stored_upto - sent.seq > IMAGE_ROWS_MIN:
+            for told in (told for by_key in mentions.values() for told in by_key.values()):
+                if all(m.kind == Kind.TOUCHED for m in told):
+                    # Perhaps it is among those to be said again in the stored part of the log: once too often is harmless.
+                    told.insert(0, Mention(Kind.SAY_AGAIN, 0, 0))
             for low in range(sent.seq, stored_upto, SLICE_ROWS):
                 yield from self._stored_blocks(progress, sent, low, min(low + SLICE_ROWS, stored_upto), mentions, group)
         else:
@@ -236,7 +241,8 @@ class LogReader:
                     told.insert(0, Mention(Kind.SAY_AGAIN, 0, 0))
         for number, by_key in mentions.items():
             if number in self._tables:
-                yield from self._computed_block(self._tables[number], by_key, progress, sent, group)
+                rows = self._tables[number]
+                yield from self._computed_block(rows, one_form(rows, by_key), progress, sent, group)
         for rows in self._tables.values():
             if rows.table.keyless:
                 yield from self._ended_rows(rows, progress, sent, group.covers)
@@ -261,7 +267,8 @@ class LogReader:
             if state.alive and not state.values and rows.table.columns:
                 group.unrowed.append((rows.captured.number, key))
                 continue
-            said.append((cast(Key, named), state))
+            named = cast(Key, named)
+            said.append((rows.exact_key(named) if state.alive else named, state))
         for start in range(0, len(said), SLICE_ROWS):
             yield from _msgpack_blocks(rows, said[start : start + SLICE_ROWS])
 
@@ -313,9 +320,9 @@ class LogReader:
             later = mentions.get(number, {})
             if count < IMAGE_ROWS_MIN or (rows.table.unique and rows.any_hidden()) or not rows.table.key_is_exact:
                 told = self._mentioned(rows, low, high)
-                yield from self._computed_block(
-                    rows, {k: v for k, v in told.items() if k not in later}, progress, sent, group
-                )
+                known = {rows.table.same_key(key) for key in later}
+                said = {key: v for key, v in told.items() if rows.table.same_key(key) not in known}
+                yield from self._computed_block(rows, one_form(rows, said), progress, sent, group)
             else:
                 yield from self._images(rows, progress, sent, low, high, later)
 

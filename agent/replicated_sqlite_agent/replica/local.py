@@ -10,7 +10,7 @@ from replicated_sqlite_agent.replica.rows import Rows, has_raw_text
 
 def fold_table(rows: Rows, by_key: dict[Key, list[Mention]], run: int) -> None:
     """Store the versions of all keys mentioned. A key mentioned once needs no look at what is stored."""
-    by_key = _one_form(rows, by_key)
+    by_key = one_form(rows, by_key)
     hidden = rows.table.unique and rows.any_hidden()
     once: dict[int, list[tuple[object, ...]]] = {Kind.INSERT: [], Kind.UPDATE: [], Kind.DELETE: []}
     for key, mentions in by_key.items():
@@ -31,7 +31,7 @@ def fold_table(rows: Rows, by_key: dict[Key, list[Mention]], run: int) -> None:
             rows.db.executemany(_upsert(rows, Kind(counted), run_id), params)
 
 
-def _one_form(rows: Rows, by_key: dict[Key, list[Mention]]) -> dict[Key, list[Mention]]:
+def one_form(rows: Rows, by_key: dict[Key, list[Mention]]) -> dict[Key, list[Mention]]:
     """Keys that SQLite finds equal become one, named by its latest bytes."""
     if rows.table.key_is_exact:
         return by_key

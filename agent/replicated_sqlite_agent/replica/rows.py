@@ -126,6 +126,17 @@ class Rows:
             return None
         return dict(zip(self.columns, unpack_values(row[0])[len(self.table.key) :], strict=False))
 
+    def exact_key(self, key: Key) -> Key:
+        """The key with the bytes that the row has here: keys that SQLite finds equal may differ in them."""
+        if self.table.key_is_exact:
+            return key
+        shown = select(self.db, [quote(k.name) for k in self.table.key], self._row, key)
+        if shown:
+            return shown[0]
+        query = f"SELECT row FROM {PREFIX}hidden WHERE name = ? AND key = ?"
+        row = self.db.execute(query, (self.table.name, self._hidden_key(key))).fetchone()
+        return key if row is None else unpack_values(row[0])[: len(key)]
+
     def hidden_keys(self) -> list[Key]:
         """The keys of all hidden rows of this table."""
         query = f"SELECT row FROM {PREFIX}hidden WHERE name = ? ORDER BY key"

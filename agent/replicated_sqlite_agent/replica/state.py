@@ -149,6 +149,7 @@ class Replica:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """A write transaction on the file of this run, with capture fitting the present schema."""
+        catalog, tables = self.catalog, self.tables
         try:
             with write_transaction(self.db, self.counters.write_lock_s.append):
                 self._check_run()
@@ -160,8 +161,15 @@ class Replica:
                 if self.progress is not before:
                     write_progress(self.db, self.progress)
         except BaseException:
+            self.catalog, self.tables = catalog, tables
             self._reload()
             raise
+
+    def follow_schema(self) -> None:
+        """Make capture fit the present schema, in a transaction of its own, if the application has changed it."""
+        if int(self.db.pragma("schema_version")) != self.catalog.schema_version:
+            with self.transaction():
+                return
 
     def _check_run(self) -> None:
         if scalar(self.db, f"SELECT run FROM {PREFIX}state") != self.progress.run:

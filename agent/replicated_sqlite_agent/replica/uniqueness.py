@@ -59,6 +59,7 @@ def _rivals(rows: Rows, keys: list[Key]) -> dict[Key, tuple[Key, Values]]:
         values = rows.visible(key) or rows.hidden(key)
         if values is None:
             continue
+        key = rows.exact_key(key)
         found[same] = (key, values)
         waiting += displaced(rows, key, values)
     return found

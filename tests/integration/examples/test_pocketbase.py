@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -37,12 +37,13 @@ class Client:
 
     def __init__(self, replica: Replica, token: str = "") -> None:
         self.replica = replica
-        self._headers = {"Content-Type": "application/json", "Authorization": token}
+        self.token = token
 
     def ask(self, method: str, path: str, body: object = None, *, status: int = 200) -> Any:
         """One request of the REST API and its answer."""
+        headers = {"Content-Type": "application/json", "Authorization": self.token}
         with closing(http.client.HTTPConnection(urlsplit(self.replica.app_url).netloc, timeout=60)) as connection:
-            connection.request(method, "/api/" + path, json.dumps(body), self._headers)
+            connection.request(method, "/api/" + path, json.dumps(body), headers)
             response = connection.getresponse()
             answer = response.read()
         assert response.status == status, f"{self.replica.name} {method} {path}: {response.status} {answer.decode()}"
@@ -129,7 +130,7 @@ def test_a_login_on_one_node_holds_on_all(example: Example) -> None:
     assert 1 == len(rows["users"])
     admin = superuser(first)
     for replica in example.replicas:
-        Client(replica, admin._headers["Authorization"]).ask("GET", "settings")
+        Client(replica, admin.token).ask("GET", "settings")
 
 
 def test_the_logs_of_each_pocketbase_stay_its_own(example: Example) -> None:
@@ -146,7 +147,7 @@ def test_settings_of_a_peer_hold_after_a_touch_of_its_notify_folder(example: Exa
     admin = superuser(first)
     admin.ask("PATCH", "settings", {"meta": {"appName": "Three of us"}})
     second.wait(first.position())
-    peer = Client(second, admin._headers["Authorization"])
+    peer = Client(second, admin.token)
     assert "Three of us" != peer.ask("GET", "settings")["meta"]["appName"]
     (second.folder / ".notify" / "settings@peer").touch()
     until(lambda: peer.ask("GET", "settings")["meta"]["appName"] == "Three of us", "the peer reads its settings again")
@@ -167,7 +168,7 @@ def test_a_new_collection_waits_for_its_migration_on_the_other_nodes_and_loses_n
     for replica in others:
         replica.wait(first.position())
         assert ["tasks"] == list(replica.status()["paused"])
-        Client(replica).ask("GET", f"collections/tasks/records?filter={quote('title != 1')}", status=404)
+        Client(replica).ask("GET", "collections/tasks/records", status=404)
 
     example.stop()
     example.start()

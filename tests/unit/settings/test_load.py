@@ -128,17 +128,17 @@ def test_keys_may_be_spelled_as_in_the_resource(tmp_path: Path) -> None:
 def test_the_environment_wins_over_the_file(tmp_path: Path) -> None:
     read = settings(
         tmp_path,
-        "http: 127.0.0.1:1\nlimits: {apply_rows: 7, heartbeat: 1s}\nlog: {level: error}\n",
+        "http: 127.0.0.1:1\nlimits: {conflicts_rows: 7, heartbeat: 1s}\nlog: {level: error}\n",
         RSQLITE_HTTP="off",
         RSQLITE_NATS_SERVERS='["nats://a:1", "b:2"]',
-        RSQLITE_LIMITS_APPLY_ROWS="9",
+        RSQLITE_LIMITS_CONFLICTS_ROWS="9",
         RSQLITE_LOG='{"format": "json"}',
         RSQLITE_SNAPSHOTS_S3_FORCE_PATH_STYLE="",
         RSQLITE_TABLES_POLICIES='[{"table": "t", "merge": "column-lww"}]',
     )
     assert read.http is None
     assert read.nats.servers == ("nats://a:1", "b:2")
-    assert (read.limits.apply_rows, read.limits.heartbeat) == (9, 1)
+    assert (read.limits.conflicts_rows, read.limits.heartbeat) == (9, 1)
     # A section given as a whole replaces that of the file.
     assert (read.log.level, read.log.format) == ("info", "json")
     assert read.tables.policy("t").merge is Merge.COLUMN_LWW
@@ -171,13 +171,16 @@ MISTAKES = {
         "tables.policies[0].merg: there is no such key; did you mean 'merge'?",
     ),
     "map wanted": ("nats: nats://h:4222", "nats: takes a map with keys out of servers, credentials,"),
-    "list wanted": ("nats: {servers: 'nats://h:4222'}", "nats.servers: takes a list, not 'nats://h:4222'"),
+    "list wanted": ("nats: {servers: 'nats://h:4222'}", "nats.servers: takes a list, each item a URL such as"),
     "number wanted": (
-        "limits: {apply_rows: many}",
-        "limits.apply_rows: takes a whole number of at least 1, not 'many'",
+        "limits: {conflicts_rows: many}",
+        "limits.conflicts_rows: takes a whole number of at least 1, not 'many'",
     ),
-    "number in quotes": ("limits: {apply_rows: '5'}", "limits.apply_rows: takes a whole number of at least 1, not '5'"),
-    "number too small": ("limits: {apply_rows: 0}", "limits.apply_rows: must be at least 1"),
+    "number in quotes": (
+        "limits: {conflicts_rows: '5'}",
+        "limits.conflicts_rows: takes a whole number of at least 1, not '5'",
+    ),
+    "number too small": ("limits: {conflicts_rows: 0}", "limits.conflicts_rows: must be at least 1"),
     "flag wanted": ("archive: {enabled: yes}", "archive.enabled: takes true or false, not 'yes'"),
     "word wanted": ("mode: rw", "mode: takes one of read-write, read-only, single-primary, independent, not 'rw'"),
     "duration": ("limits: {heartbeat: soon}", "limits.heartbeat: takes a duration such as '30s' or '1h', not 'soon'"),
@@ -188,9 +191,9 @@ MISTAKES = {
     "http port": ("http: 127.0.0.1:99999", "http: takes HOST:PORT, or 'off', not '127.0.0.1:99999'"),
     "server": (
         "nats: {servers: ['http://h']}",
-        "nats.servers[0]: takes URLs such as 'nats://host:4222', not 'http://h'",
+        "nats.servers[0]: takes a URL such as 'nats://host:4222', not 'http://h'",
     ),
-    "server port": ("nats: {servers: ['nats://h:x']}", "nats.servers[0]: takes URLs such as"),
+    "server port": ("nats: {servers: ['nats://h:x']}", "nats.servers[0]: takes a URL such as"),
     "file": ("nats: {credentials: no/such.creds}", "nats.credentials: the file 'no/such.creds' does not exist"),
     "login": ("nats: {user: u}", "nats.password: is missing; user and password go together"),
     "two logins": ("nats: {user: u, password: p, token: t}", "nats.token: stands beside user; keep one of"),
@@ -229,7 +232,7 @@ def test_names_are_single_tokens(tmp_path: Path, key: str, name: str) -> None:
 def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     said = mistakes(
         tmp_path,
-        "cluster: 5\nfoo: 1\nlimits: {apply_rows: x}",
+        "cluster: 5\nfoo: 1\nlimits: {conflicts_rows: x}",
         RSQLITE_LIMITS_HEARTBEAT="x",
         RSQLITE_NATS_SERVERS="nats://h",
         RSQLITE_NOSUCH="1",
@@ -241,7 +244,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         "foo",
         "cluster",
         "database",
-        "limits.apply_rows",
+        "limits.conflicts_rows",
         "limits.heartbeat (from RSQLITE_LIMITS_HEARTBEAT)",
     ]
     assert "the bare 5 (put it in quotes)" in said[3]
