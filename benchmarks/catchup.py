@@ -12,7 +12,7 @@ import apsw
 from benchmarks.bulk import write
 from benchmarks.capture import prepare
 from benchmarks.figures import Figure, Goal, typical
-from benchmarks.rig import PATIENCE_S, Agent, Cluster, Scale, newest_id, published, reader, same_rows, until
+from benchmarks.rig import PATIENCE_S, Agent, Cluster, Scale, newest_id, published, reader, same_rows
 
 ROWS = 500_000
 BARE_TRANSACTION_ROWS = 20_000

@@ -36,13 +36,13 @@ cluster: notes
 database: ./data/app.db
 ```
 
-- `rsqlite-agent check-config --config FILE` prints the effective settings with secrets masked, or every mistake at once,
+- `rsqlite-agent check-config --config FILE` prints the effective settings with secrets masked, or all mistakes at once,
   one sentence each, and exits with 2. `rsqlite-agent run` refuses the same mistakes.
 - **Environment.** Each key is a variable: `RSQLITE_` and its path in capitals joined by `_`. Lists and maps are written
   as JSON; a section given so replaces the file's whole section. An empty variable counts as not set. An unknown
   `RSQLITE_…` is a mistake, but for those that Kubernetes makes of Services.
-- **Durations** are numbers with `ms`, `s`, `m`, `h`, `d`, also joined (`1h30m`); a bare number is seconds. **Sizes** are
-  numbers with `k`, `M`, `G`, `T` (powers of 1000) or `Ki`, `Mi`, `Gi`, `Ti` (of 1024), and a `B` may follow; a bare
+- **Durations** are numbers with `ms`, `s`, `m`, `h`, `d`, also joined (`1h30m`); a bare number is seconds. **Sizes**
+  are numbers with `k`, `M`, `G`, `T` (powers of 1000) or `Ki`, `Mi`, `Gi`, `Ti` (of 1024), and a `B` may follow; a bare
   number is bytes.
 - `snake_case` keys may also be written in camelCase (`maxAge`), as in Kubernetes resources.
 - Paths are relative to the folder in which the agent was started; `~` is the home folder. A key without a value counts

@@ -91,9 +91,8 @@ class Bootstrap:
     async def _record(self) -> ClusterRecord:
         record = await read_cluster(self._session)
         if record is None:
-            policies = {p.table: p.merge.value for p in self._settings.tables.policies if p.merge is not Merge.ROW_LWW}
             now = time.time_ns() // 1_000_000
-            record = ClusterRecord(secrets.token_hex(16), self._settings.node, now, policies)
+            record = ClusterRecord(secrets.token_hex(16), self._settings.node, now, self.policies())
             try:
                 await found_cluster(self._session, record)
                 log.info("this node founds the cluster", cluster=self._settings.cluster, node=self._settings.node)
@@ -102,12 +101,16 @@ class Bootstrap:
                 assert record is not None
         return record
 
+    def policies(self) -> dict[str, str]:
+        """Tables that merge otherwise than row by row, as configured here: table -> merge."""
+        return {p.table: p.merge.value for p in self._settings.tables.policies if p.merge is not Merge.ROW_LWW}
+
     async def refound(self, lineage: str) -> None:
         """NATS has lost the cluster's record (its store was lost): write it again as this file knows it."""
         if await read_cluster(self._session) is None:
             now = time.time_ns() // 1_000_000
             try:
-                await found_cluster(self._session, ClusterRecord(lineage, self._settings.node, now))
+                await found_cluster(self._session, ClusterRecord(lineage, self._settings.node, now, self.policies()))
             except KeyExists:
                 return
 

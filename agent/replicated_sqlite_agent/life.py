@@ -26,7 +26,7 @@ from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.inbound.applier import Applier, Outcome
 from replicated_sqlite_agent.inbound.intake import Intake
 from replicated_sqlite_agent.membership.leases import RENEW_S, NodeLease, try_lease
-from replicated_sqlite_agent.membership.members import Member, read_cluster, read_members, write_member
+from replicated_sqlite_agent.membership.members import ClusterRecord, Member, read_cluster, read_members, write_member
 from replicated_sqlite_agent.membership.trim import keep_from, trim, worth_trimming
 from replicated_sqlite_agent.outbound.publisher import Publisher
 from replicated_sqlite_agent.replica import conflicts
@@ -97,6 +97,7 @@ class Life:
         self.worker = Worker("writer")
         self.lease = NodeLease(session, settings.node, timekeeper.now_ms)
         self.vitals = Vitals()
+        self.policy_alarms: list[str] = []
         self.members: int | None = None
         """How many members the cluster has, this one included; None until that was read."""
         self.started = asyncio.Event()
@@ -216,6 +217,7 @@ class Life:
                 await asyncio.sleep(0.5)
 
     async def _confirm_lineage(self) -> None:
+        self._compare_policies(await read_cluster(self.session))
         known = self.replica.progress.lineage
         if known is not None:
             await self._bootstrap.refound(known)
@@ -225,6 +227,18 @@ class Life:
         if record is not None and record.founder != self.settings.node:
             raise AdoptionNeededError
         await self._set_lineage(await self._bootstrap.lineage(FileState(present=True)))
+
+    def _compare_policies(self, record: ClusterRecord | None) -> None:
+        """Merging by row here and by column there converges all the same, but surely is not what was meant."""
+        if record is None:
+            return
+        here = self._bootstrap.policies()
+        tables = sorted(t for t in here.keys() | record.policies.keys() if here.get(t) != record.policies.get(t))
+        self.policy_alarms = [
+            f"tables.policies: table {table} merges {here.get(table, 'row-lww')} here and "
+            f"{record.policies.get(table, 'row-lww')} in the cluster; configure all nodes alike"
+            for table in tables
+        ]
 
     async def _set_lineage(self, lineage: str) -> None:
         def store() -> None:

@@ -381,6 +381,7 @@ class Agent:
             alarms.append(
                 f"changes of run {run:012x} wait: its clock is {minutes:.0f} min ahead; set that machine's clock right"
             )
+        alarms += life.policy_alarms
         alarms += list(life.applier.paused.values()) + list(life.replica.catalog.left_out.values())
         return alarms
 

@@ -364,6 +364,11 @@ class Nats(_Section, frozen=True, kw_only=True):
     def complaints(self) -> Complaints:
         if (self.user is None) != (self.password is None):
             yield ("user" if self.user is None else "password"), "is missing; user and password go together"
+        for name in ("credentials", "nkey"):
+            if getattr(self, name) is not None and not self.servers:
+                yield name, "only goes with nats.servers; the embedded server takes user and password, or a token"
+        if self.tls != Tls() and not self.servers:
+            yield "tls", "only goes with nats.servers; the embedded server speaks without TLS"
         logins = [name for name in ("credentials", "user", "token", "nkey") if getattr(self, name) is not None]
         for second in logins[1:]:
             yield second, f"stands beside {logins[0]}; keep one of credentials, user, token and nkey"

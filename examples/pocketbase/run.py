@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -117,23 +118,36 @@ def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
 
 
 def start_all(nodes: list[Node], nats_port: int) -> None:
-    """First node a, with the NATS server and the first copy of the database; then the others, which fetch theirs."""
+    """Node a first, with the NATS server and the first copy of the database; then the others, which fetch theirs."""
     first, *others = nodes
     if not (first.folder / "data.db").exists():
         create_database(first)
-    start_agent(first, nats_port)
-    start_pocketbase(first)
-    for node in others:
-        start_agent(node, nats_port)
-        start_pocketbase(node)
+    start_node(first, nats_port)
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda node: start_node(node, nats_port), others))
+
+
+def start_node(node: Node, nats_port: int) -> None:
+    """The agent before PocketBase."""
+    start_agent(node, nats_port)
+    start_pocketbase(node)
 
 
 def stop_all(nodes: list[Node]) -> None:
     """First what writes, then the agents, at last the one that has the NATS server."""
     for process in [*(node.app for node in nodes), *(node.agent for node in reversed(nodes))]:
         if process is not None:
-            process.send_signal(signal.SIGTERM)
-            process.wait(STOP_LIMIT_S)
+            stop(process)
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask a process to end, and end it if it does not."""
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_LIMIT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def free_port() -> int:

@@ -33,6 +33,7 @@ from replicated_sqlite_agent.database.own_tables import (
 )
 from replicated_sqlite_agent.database.schema import read_schema
 from replicated_sqlite_agent.errors import FileUnusableError
+from replicated_sqlite_agent.replica import bulk
 from replicated_sqlite_agent.replica.keyless import fold_keyless, renew_rowids
 from replicated_sqlite_agent.replica.local import fold_table
 from replicated_sqlite_agent.replica.rows import Rows
@@ -274,29 +275,65 @@ class Replica:
         A function of stored facts only: see merge/fold.py. ``usable``: numbers of the tables that still exist as the
         capture knew them.
         """
+        upto = self._next_to_fold(rows_max)
+        if upto is None:
+            return 0
+        if upto - self.progress.folded_seq >= bulk.ROWS_MIN and (folded := self._fold_many(upto, usable)):
+            return folded
         width = self._log_width()
         columns = ["seq", "top", "ts", "mask", *(f"k{i + 1}" for i in range(width))]
-        rest = f"FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT ?"
-        rows = select(self.db, columns, rest, (self.progress.folded_seq, rows_max))
-        if not rows:
-            return 0
-        self._correct_jump(rows[-1][2])
-        seen = self.vector_of_others()
+        rest = f"FROM {LOG} WHERE seq > ? AND seq <= ? ORDER BY seq"
+        rows = select(self.db, columns, rest, (self.progress.folded_seq, upto))
         mentions, clock = stamp(rows, self.progress, {n: len(c.table.key) for n, c in self.catalog.by_number.items()})
         for number, by_key in mentions.items():
             if number not in self.tables or (usable is not None and number not in usable):
                 continue  # the application dropped the table with all its rows
             self._fold_one(self.tables[number], by_key, settle_now=usable is None)
+        return self._folded(upto, clock, len(rows))
+
+    def _next_to_fold(self, rows_max: int) -> int | None:
+        """The log row up to which the next fold goes, None if there is nothing to fold."""
+        folded = self.progress.folded_seq
+        newest = scalar(self.db, f"SELECT max(seq) FROM {LOG}") or 0
+        if newest <= folded:
+            return None
+        query = f"SELECT seq, ts FROM {LOG} WHERE seq > ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
+        last = all_rows(self.db, query, (folded, folded + rows_max))
+        if not last:  # log rows were taken out: the next one lies further on
+            last = all_rows(self.db, f"SELECT seq, ts FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT 1", (folded,))
+        upto, ts = last[0]
+        self._correct_jump(ts)
+        return int(upto)
+
+    def _fold_many(self, upto: int, usable: set[int] | None) -> int:
+        """`fold` by SQL where it can; 0 if it cannot."""
+        low = self.progress.folded_seq
+        found = bulk.steps(self.db, low, upto, self.progress)
+        if found is None:
+            return 0
+        run_id = self.runs.id_of(self.db, self.progress.run)
+        for number, said in bulk.kinds(self.db, low, upto).items():
+            if number not in self.tables or (usable is not None and number not in usable):
+                continue  # the application dropped the table with all its rows
+            rows = self.tables[number]
+            if bulk.sequential(rows, said, low, upto):
+                bulk.fold(rows, rows.side, found, run_id)
+            else:
+                self._fold_one(rows, bulk.mentions(rows, low, upto, found), settle_now=usable is None)
+        return self._folded(upto, found[-1].last + found[-1].ahead, sum(s.last - s.first + 1 for s in found))
+
+    def _folded(self, upto: int, clock: int, count: int) -> int:
+        """Note how far the fold has come; returns ``count``."""
         self.progress = replace(
             self.progress,
-            folded_seq=int(rows[-1][0]),
+            folded_seq=upto,
             clock=clock,
-            stretches=extended(self.progress.stretches, Stretch(clock, seen)),
+            stretches=extended(self.progress.stretches, Stretch(clock, self.vector_of_others())),
         )
         self.runs.advance(self.db, self.progress.run, clock)
         self.last_write = clock
-        self.counters.folded_rows += len(rows)
-        return len(rows)
+        self.counters.folded_rows += count
+        return count
 
     def _fold_one(self, rows: Rows, by_key: dict[Key, list[Mention]], *, settle_now: bool) -> None:
         if rows.table.keyless:

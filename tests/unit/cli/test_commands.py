@@ -92,11 +92,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: tuple[str, ...], sen
 
 @pytest.mark.parametrize("subcommand", ["run", "check-config", "status", "uninstall"])
 def test_each_mistake_in_the_configuration_is_one_line(config: Path, subcommand: str) -> None:
-    config.write_text("cluster: a.b\nnode: notes-0\ndatabase: app.db\nfoo: 1\nlimits: {apply_rows: many}\n")
+    config.write_text("cluster: a.b\nnode: notes-0\ndatabase: app.db\nfoo: 1\nlimits: {conflicts_rows: many}\n")
     done = command("rsqlite-agent", subcommand, "--config", str(config))
     assert (done.returncode, done.stdout) == (2, "")
     keys = [line.split(": ")[1] for line in done.stderr.splitlines()]
-    assert sorted(keys) == ["cluster", "foo", "limits.apply_rows"]
+    assert sorted(keys) == ["cluster", "foo", "limits.conflicts_rows"]
 
 
 @pytest.mark.parametrize("subcommand", ["run", "check-config"])
