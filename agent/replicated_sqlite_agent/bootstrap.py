@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import apsw
 import msgspec
 import structlog
 
@@ -35,6 +36,9 @@ ASK_S = 120.0
 LOOK_S = 0.2
 """Between two looks whether the application has made the file, or a member can give one."""
 
+LOOK_MOST_S = 3.0
+"""Asking for a copy makes a member copy its database: who gets none asks less and less often."""
+
 
 @dataclass(frozen=True, slots=True)
 class FileState:
@@ -47,10 +51,15 @@ class FileState:
 
 
 def look(path: Path) -> FileState:
-    """Look at the file without changing it. Raises FileUnusableError if it is no usable database."""
+    """Look at the file without changing it or leaving anything beside it. Raises FileUnusableError if it is no usable
+    database.
+    """
+    closed = not path.with_name(path.name + "-wal").exists()
     if not path.exists():
         return FileState(present=False)
     db = open_database(path)
+    if closed:
+        db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0)
     try:
         if not exists(db):
             check_whole(db, path)
@@ -116,7 +125,7 @@ class Bootstrap:
 
     async def obtain_file(self) -> str:
         """No file exists: wait until the application makes it (the founder), or join. Returns the lineage."""
-        database = self._settings.database
+        database, pause = self._settings.database, LOOK_S
         while not database.exists():
             record = await self._record()
             self.founder = record.founder == self._settings.node
@@ -125,7 +134,8 @@ class Bootstrap:
             if self.founder:
                 self._say("this node founds the cluster: waiting for the application to create the database")
                 await self._file_appears()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_MOST_S)
         return (await self._record()).lineage
 
     async def _file_appears(self) -> None:
@@ -175,9 +185,11 @@ class Bootstrap:
                 f"{database} was never part of cluster {self._settings.cluster} and `adopt` is refuse: remove the file "
                 "to join with an empty one, or set `adopt` to merge"
             )
+        pause = LOOK_S
         while (manifest := await self._snapshot()) is None:
             self._say("waiting for a member that can give the cluster's data, to adopt this file into it")
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LOOK_MOST_S)
         scratch = self._folder / "adopt.db"
         try:
             await fetch_snapshot(self._session, manifest, scratch)

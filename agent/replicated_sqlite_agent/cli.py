@@ -68,7 +68,9 @@ def uninstall(
         database = configuration.load(config, os.environ).database
     from replicated_sqlite_agent.capture.uninstall import uninstall as remove_traces
 
-    return remove_traces(database)
+    removed = remove_traces(database)
+    print(f"removed {removed} tables, indexes and triggers of the agent from {database}")
+    return 0
 
 
 @application.command()

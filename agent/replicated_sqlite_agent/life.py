@@ -20,9 +20,10 @@ from replicated_sqlite_agent.capture.install import CaptureOptions
 from replicated_sqlite_agent.capture.triggers import LOG
 from replicated_sqlite_agent.changes import Key, Vector, dominates, least
 from replicated_sqlite_agent.counters import Counters
-from replicated_sqlite_agent.database.connection import Worker, all_rows, scalar
+from replicated_sqlite_agent.database.connection import CANNOT_WRITE, Worker, all_rows, scalar
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.errors import AgentError
+from replicated_sqlite_agent.health.orphans import OrphanCount
 from replicated_sqlite_agent.inbound.applier import Applier, Outcome
 from replicated_sqlite_agent.inbound.intake import Intake
 from replicated_sqlite_agent.membership.leases import RENEW_S, NodeLease, try_lease
@@ -35,7 +36,6 @@ from replicated_sqlite_agent.settings import Settings
 from replicated_sqlite_agent.snapshots.copy import Manifest
 from replicated_sqlite_agent.snapshots.object_store import newest_snapshot, take_snapshot
 from replicated_sqlite_agent.stream.errors import (
-    ApiRefused,
     NatsUnavailable,
     PublishUnacknowledged,
     RequestFailed,
@@ -49,7 +49,9 @@ from replicated_sqlite_contract import __version__, names
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 HOUSEKEEPING_S = 1.0
-RUN_BITS = 48
+RUN_BITS, STEP_BITS = 48, 36
+"""Runs are drawn from 48 bits; of one file's runs each is smaller than the one before, by a random step of 36 bits."""
+
 TRIM_S = 10.0
 """Between two looks whether the stream should be trimmed."""
 MEND_PAUSE_S = 3.0
@@ -93,11 +95,12 @@ class Life:
         self.settings, self.session, self.counters, self.timekeeper = settings, session, counters, timekeeper
         self._bootstrap, self._options, self._folder = bootstrap, options, folder
         self._ensure_stream = ensure_stream
-        self.run_number = secrets.randbits(RUN_BITS) | 1
+        self.run_number = next_run(0)
         self.worker = Worker("writer")
         self.lease = NodeLease(session, settings.node, timekeeper.now_ms)
         self.vitals = Vitals()
         self.policy_alarms: list[str] = []
+        self.orphans = OrphanCount(settings.database, lambda: counters.applied_rows + counters.folded_rows)
         self.members: int | None = None
         """How many members the cluster has, this one included; None until that was read."""
         self.started = asyncio.Event()
@@ -120,9 +123,17 @@ class Life:
 
     # ---- beginning -------------------------------------------------------------------------------------------------
 
+    async def claim_name(self) -> None:
+        """Take the lease on the node name before a file is touched that was never replicated.
+
+        Raises HeldByAnotherError, NatsUnavailable, PublishUnacknowledged.
+        """
+        await self.lease.take(self.run_number, 0)
+
     async def start(self, file: FileState) -> None:
         """Install capture and begin the run on the file. Raises FileUnusableError."""
         self._former_run, self._fresh = file.run, file.replicated and file.run == 0
+        self.run_number = next_run(file.run) if file.run else self.run_number
         await self.worker.call(self._open)
 
     def _open(self) -> None:
@@ -198,6 +209,7 @@ class Life:
             tasks.create_task(self._heartbeats(), name="heartbeats")
             tasks.create_task(self._renew_lease(), name="lease")
             tasks.create_task(self._mend_gaps(), name="mend gaps")
+            tasks.create_task(self.orphans.run(), name="count orphans")
             tasks.create_task(self._trim_stream(), name="trim stream")
             await self.started.wait()
             if self._fresh:
@@ -245,12 +257,21 @@ class Life:
             with self.replica.transaction():
                 self.replica.progress = replace(self.replica.progress, lineage=lineage)
 
-        await self.worker.call(store)
+        await self._written(store)
 
     # ---- what the stations call -------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
-        await self.worker.call(self._housekeep)
+        await self._written(self._housekeep)
+
+    async def _written(self, work: Callable[[], None]) -> None:
+        """Do it on the writer thread, again and again while the file cannot be written; housekeeping says so."""
+        while True:
+            try:
+                return await self.worker.call(work)
+            except CANNOT_WRITE as error:
+                log.debug("the database cannot be written; trying again", reason=str(error))
+                await asyncio.sleep(HOUSEKEEPING_S)
 
     async def _repair(self, gone: list[tuple[int, Key]]) -> None:
         def log_them() -> None:
@@ -258,7 +279,7 @@ class Life:
                 self.replica.fold_all()
                 self.replica.log_deletes(gone)
 
-        await self.worker.call(log_them)
+        await self._written(log_them)
 
     async def _read_back(self, group_id: bytes) -> None:
         if self.publisher is not None:
@@ -284,7 +305,7 @@ class Life:
                 if failure:
                     log.info("the database can be written again")
                 failure = ""
-            except (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.LockedError) as error:
+            except CANNOT_WRITE as error:
                 if not failure:
                     log.error("the database cannot be written; trying again", reason=str(error))
                 failure = str(error)
@@ -365,7 +386,7 @@ class Life:
             try:
                 await self.session.wait_connected()
                 await self._heartbeat()
-            except (NatsUnavailable, PublishUnacknowledged, StreamFull) as error:
+            except (NatsUnavailable, PublishUnacknowledged, StreamFull, *CANNOT_WRITE) as error:
                 log.debug("a heartbeat could not be sent", reason=str(error))
                 await asyncio.sleep(0.5)
                 continue
@@ -435,7 +456,7 @@ class Life:
                     await self._publisher_full()
             try:
                 await self._trim_once()
-            except (NatsUnavailable, PublishUnacknowledged, StreamFull, ApiRefused) as error:
+            except (AgentError, *CANNOT_WRITE) as error:
                 log.debug("the stream could not be trimmed", reason=str(error))
 
     async def _publisher_full(self) -> None:
@@ -529,7 +550,7 @@ class Life:
 
         self.publisher.hold()
         try:
-            await self.worker.call(refill)
+            await self._written(refill)
         finally:
             self.publisher.say_again()
         log.info("rows that the stream lost are published again")
@@ -681,6 +702,18 @@ class Life:
     def _last_housekeeping(self) -> None:
         with suppress(apsw.Error, FileReplacedError):
             self._housekeep()
+
+
+def next_run(former: int) -> int:
+    """The number of the run after ``former`` (0: there was none) on one file.
+
+    Smaller, because of two versions with one clock the larger run's is kept: what the former run had published but not
+    folded gets the same clocks again, and is then known to everybody by the former run's version. Random, because
+    copies of the file have runs of their own.
+    """
+    if former > 1 << STEP_BITS:
+        return former - 1 - secrets.randbelow(1 << STEP_BITS)
+    return 1 << (RUN_BITS - 1) | secrets.randbits(RUN_BITS - 1)
 
 
 def _vector(value: object) -> Vector:

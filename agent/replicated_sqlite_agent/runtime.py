@@ -166,13 +166,6 @@ class Agent:
         bootstrap = Bootstrap(self._settings, self._session, self._folder, self._options, self._counters, self._say)
         while not stop.is_set():
             file = look(self._settings.database)
-            if not file.present:
-                self._say("waiting for NATS, to join or to found the cluster")
-                await self._when_ready()
-                await bootstrap.obtain_file()
-                file = look(self._settings.database)
-                if not file.present:
-                    continue
             life = Life(
                 self._settings,
                 self._session,
@@ -183,6 +176,13 @@ class Agent:
                 self._folder,
                 self.ensure_stream,
             )
+            if not file.replicated:
+                await self._claim_name(life, file)
+            if not file.present:
+                await bootstrap.obtain_file()
+                file = look(self._settings.database)
+                if not file.present:
+                    continue
             try:
                 await life.start(file)
                 self._life = life
@@ -199,6 +199,25 @@ class Agent:
                 await bootstrap.adopt()
             finally:
                 self._life = None if not stop.is_set() else self._life
+
+    async def _claim_name(self, life: Life, file: FileState) -> None:
+        """A second agent with this node name shall end before it has touched a file. Raises HeldByAnotherError.
+
+        An application whose file is there does not wait for NATS longer than configured: the name is claimed later.
+        """
+        while True:
+            purpose = "claim the node name" if file.present else "join or to found the cluster"
+            self._say(f"waiting for NATS, to {purpose}")
+            try:
+                async with asyncio.timeout(self._settings.limits.start_without_nats if file.present else None):
+                    await self._when_ready()
+                await life.claim_name()
+            except TimeoutError:
+                return
+            except (NatsUnavailable, PublishUnacknowledged) as error:
+                log.debug("the node name could not be claimed", reason=str(error))
+            else:
+                return
 
     async def _when_ready(self) -> None:
         assert self._session is not None
@@ -415,7 +434,7 @@ class Agent:
             tables_left_out=len(life.replica.catalog.left_out) if life is not None and opened else 0,
             parked_groups=vitals.parked_groups if vitals is not None else 0,
             hidden_rows=vitals.hidden_rows if vitals is not None else 0,
-            fk_orphans=None,
+            fk_orphans=life.orphans.found if life is not None else None,
             database_bytes=_size(self._settings.database),
             wal_bytes=_size(self._settings.database.with_name(self._settings.database.name + "-wal")),
         )

@@ -51,10 +51,11 @@ def _bits(value: object) -> object:
 
 def covered(state: RowState, by: RowState, columns: Iterable[str]) -> bool:
     """Whether a state is part of another one in the order of the join."""
-    if by.life != state.life:
-        return by.life > state.life
-    if not state.alive or not by.alive:
-        return True
+    rank, other = (state.life.clock, not state.alive), (by.life.clock, not by.alive)
+    if rank != other:
+        return other > rank
+    if not state.alive:
+        return by.life >= state.life
     return all(by.version_of(c) >= state.version_of(c) for c in columns)
 
 
@@ -64,6 +65,8 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.writes: list[Noted] = []
+        self.torn = False
+        """A gap was forced: whole transactions are not promised then."""
         self._by_row: dict[tuple[str, Key, Version], dict[str, Exact]] = {}
         self.values: dict[tuple[str, Key, str, Version], tuple[Exact, str]] = {}
 
@@ -82,6 +85,8 @@ class Oracle:
         self._observe(node)
 
     def _sums(self, node: Node) -> None:
+        if self.torn:
+            return
         query = "SELECT d.id, d.n + c.n FROM debit d JOIN credit c USING (id)"
         for number, total in node.app.db.execute(query):
             if total != 200:

@@ -24,6 +24,7 @@ from replicated_sqlite_agent.inbound.applier import Applier, Point
 from replicated_sqlite_agent.inbound.assembler import Arrived, Assembler
 from replicated_sqlite_agent.outbound import log_reader
 from replicated_sqlite_agent.outbound.log_reader import Group, LogReader, NotReadyError, Sent
+from replicated_sqlite_agent.replica import bulk
 from replicated_sqlite_agent.replica.state import Replica
 from replicated_sqlite_agent.settings import Merge, Policy, Tables
 from replicated_sqlite_agent.timekeeper import Timekeeper
@@ -97,8 +98,16 @@ class WatchedReplica(Replica):
             if kind in (Kind.INSERT, Kind.UPDATE, Kind.DELETE) and number in self.tables and number in kinds:
                 mentioned[number, tuple(key[: len(kinds[number].table.key)])] = kind
         for number, key in mentioned:
-            self._note(number, key, seen)
+            if not self._mentioned_later(number, key):
+                self._note(number, key, seen)
         return count
+
+    def _mentioned_later(self, number: int, key: Key) -> bool:
+        """Whether the fold stopped in the middle of what the log says of a key: what it stored is not for anybody."""
+        width, same = len(key), self.tables[number].table.same_key
+        columns = [f"k{i + 1}" for i in range(width)]
+        rest = f"FROM {LOG} WHERE seq > {self.progress.folded_seq} AND top / 8 = {number}"
+        return any(same(later) == same(key) for later in select(self.db, columns, rest))
 
     def _note(self, number: int, key: Key, seen: dict[int, int]) -> None:
         rows = self.tables[number]
@@ -347,6 +356,7 @@ class World:
         """Whether the nodes know the server's time and correct their clocks by it."""
         self.journal = self.chance.choice(("WAL", "WAL", "DELETE", "TRUNCATE"))
         self.by_column = tuple(t for t in BY_COLUMN if self.chance.random() < 0.5)
+        self.bulk_rows = self.chance.choice((1, 6, 65))
         self.image_rows = self.chance.choice((2, 5, 65))
         self.slice_rows = self.chance.choice((3, 50, 5000))
         self.unfolded_max = self.chance.choice((5, 256))
@@ -395,13 +405,21 @@ class World:
     @contextmanager
     def thresholds(self) -> Iterator[None]:
         """Small groups take the ways that are meant for large ones."""
-        kept = (log_reader.IMAGE_ROWS_MIN, log_reader.SLICE_ROWS, log_reader.UNFOLDED_ROWS_MAX)
-        log_reader.IMAGE_ROWS_MIN, log_reader.SLICE_ROWS = self.image_rows, self.slice_rows
-        log_reader.UNFOLDED_ROWS_MAX = self.unfolded_max
+        few = {
+            (log_reader, "IMAGE_ROWS_MIN"): self.image_rows,
+            (log_reader, "SLICE_ROWS"): self.slice_rows,
+            (log_reader, "UNFOLDED_ROWS_MAX"): self.unfolded_max,
+            (bulk, "ROWS_MIN"): self.bulk_rows,
+            (bulk, "_STEP_ROWS_MIN"): min(self.bulk_rows, 8),
+        }
+        kept = {place: getattr(*place) for place in few}
         try:
+            for (module, name), value in few.items():
+                setattr(module, name, value)
             yield
         finally:
-            log_reader.IMAGE_ROWS_MIN, log_reader.SLICE_ROWS, log_reader.UNFOLDED_ROWS_MAX = kept
+            for (module, name), value in kept.items():
+                setattr(module, name, value)
 
     def close(self) -> None:
         """Close every connection: the agents' first, since the last one of the application removes the WAL."""

@@ -21,6 +21,9 @@ BUSY_TIMEOUT_S = 30.0
 """How long the agent waits for the application's transaction before it reports that the file is busy."""
 BUSY_STEP_S = 0.001
 
+CANNOT_WRITE = (apsw.FullError, apsw.IOError, apsw.BusyError, apsw.LockedError, apsw.CantOpenError, OSError)
+"""What a full disk, a failing volume or an application that keeps the lock raises: trying again later is right."""
+
 
 def all_rows(db: apsw.Connection, sql: str, values: tuple[object, ...] = ()) -> list[Any]:
     """All rows of a statement whose column types the caller knows."""
@@ -38,16 +41,35 @@ def connect(path: Path) -> apsw.Connection:
     What the user's triggers and cascades do arrives as rows of its own. CHECK never refuses a merged row.
     """
     db = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    db.set_busy_handler(_patient)
-    db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
-    # A TRUNCATE of the WAL at the last close belongs to the application, not to a side process.
-    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
-    db.pragma("foreign_keys", False)
-    db.pragma("ignore_check_constraints", True)
-    db.pragma("recursive_triggers", False)
-    # Positions commit with the rows they count, so a commit lost with the power is simply taken from the stream again.
-    db.pragma("synchronous", "NORMAL")
+    with _closed_on_error(db):
+        db.set_busy_handler(_patient)
+        db.config(apsw.SQLITE_DBCONFIG_ENABLE_TRIGGER, 0)
+        if path.with_name(path.name + "-wal").exists():
+            keep_wal(db)
+        db.pragma("foreign_keys", False)
+        db.pragma("ignore_check_constraints", True)
+        db.pragma("recursive_triggers", False)
+        # Positions commit with the rows they count: a commit lost with the power is taken from the stream again.
+        db.pragma("synchronous", "NORMAL")
     return db
+
+
+def keep_wal(db: apsw.Connection) -> None:
+    """Closing this connection never truncates the WAL: that belongs to the application, not to a side process.
+
+    Without it a connection that alone has opened a file, and has written nothing, leaves nothing beside the file.
+    """
+    db.config(apsw.SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1)
+
+
+@contextmanager
+def _closed_on_error(db: apsw.Connection) -> Iterator[None]:
+    """Close it if the block fails: an exception would keep it open, and with it what SQLite puts beside the file."""
+    try:
+        yield
+    except BaseException:
+        db.close()
+        raise
 
 
 def _patient(attempt: int) -> bool:
@@ -59,15 +81,17 @@ def _patient(attempt: int) -> bool:
 def open_database(path: Path) -> apsw.Connection:
     """`connect`, after checking that the file is a database that can be written.
 
-    Raises FileUnusableError with the reason; the file is not changed.
+    Raises FileUnusableError with the reason; the file is not changed, and nothing new lies beside it.
     """
     try:
         db = connect(path)
-        if db.readonly("main"):
-            raise FileUnusableError(
-                f"{path} cannot be written: give the agent the application's user and a writable volume"
-            )
-        db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        with _closed_on_error(db):
+            if db.readonly("main"):
+                raise FileUnusableError(
+                    f"{path} cannot be written: give the agent the application's user and a writable volume"
+                )
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+            keep_wal(db)
     except apsw.NotADBError as error:
         raise FileUnusableError(
             f"{path} is not an SQLite database (or is encrypted): set `database` to the application's file"
@@ -85,7 +109,8 @@ def check_whole(db: apsw.Connection, path: Path) -> None:
     """``quick_check`` of a file that is to be replicated for the first time: damage must not spread."""
     found = db.execute("PRAGMA quick_check(1)").fetchall()
     if found != [("ok",)]:
-        raise FileUnusableError(f"{path} is damaged ({found[0][0]}): restore it from a backup or repair it first")
+        reason = " ".join(str(found[0][0]).split())
+        raise FileUnusableError(f"{path} is damaged ({reason}): restore it from a backup or repair it first")
 
 
 class Worker:

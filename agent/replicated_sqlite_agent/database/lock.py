@@ -36,7 +36,10 @@ class FileLock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise FileUnusableError(f"{self._path} cannot be created beside the database: {error.strerror}") from error
+            raise FileUnusableError(
+                f"the agent cannot write in the folder of {self._database} ({error.strerror}): "
+                "give it the application's user and a writable volume"
+            ) from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if os.stat(self._path).st_ino == os.fstat(fd).st_ino:

@@ -14,7 +14,7 @@ import apsw
 import structlog
 
 from replicated_sqlite_agent.counters import Counters
-from replicated_sqlite_agent.database.connection import Worker
+from replicated_sqlite_agent.database.connection import CANNOT_WRITE, Worker
 from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.inbound.applier import Applier, Outcome, Point
 from replicated_sqlite_agent.inbound.assembler import Arrived, Assembler
@@ -201,14 +201,7 @@ class Intake:
         while True:
             try:
                 outcome = await self._worker.call(self._applier.apply, groups, point)
-            except (
-                apsw.FullError,
-                apsw.IOError,
-                apsw.BusyError,
-                apsw.LockedError,
-                apsw.CantOpenError,
-                OSError,
-            ) as error:
+            except CANNOT_WRITE as error:
                 self._counters.apply_failures += 1
                 if self.write_failure is None:
                     log.error("rows from peers cannot be written; trying again", reason=str(error))

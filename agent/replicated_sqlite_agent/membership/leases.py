@@ -10,11 +10,14 @@ import time
 from collections.abc import Callable
 
 import msgspec
+import structlog
 
 from replicated_sqlite_agent.errors import HeldByAnotherError
 from replicated_sqlite_agent.stream.errors import KeyExists, WrongRevision
 from replicated_sqlite_agent.stream.session import Session
 from replicated_sqlite_contract import names
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 LEASE_S, RENEW_S = 15.0, 5.0
 """A lease outlives two lost renewals."""
@@ -82,6 +85,8 @@ class NodeLease:
                 raise HeldByAnotherError(
                     f"another agent runs as node {self._node} (run {lease.run:012x}): give each replica its own `node`"
                 )
+            if seen is None:
+                log.info("another run holds this node name; waiting until its lease has ended", node=self._node)
             seen = (lease, revision)
             await asyncio.sleep(min(1.0, max(0.05, (lease.until_ms - self._now()) / 1000)))
 

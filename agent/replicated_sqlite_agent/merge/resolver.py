@@ -2,6 +2,10 @@
 
 The larger life wins whole; within one life each column takes its larger version. A lexicographic product of maxima is a
 lattice, so the order of arrival, repetition and batching cannot matter.
+
+Inserts with the same clock are one life, whatever their runs: an agent that is killed after it has published an insert
+and before it has folded it gives that insert the same clock again under its next run. Were these two lives, one of them
+would undo every later update of the other. A delete with the same clock as an insert wins.
 """
 
 from __future__ import annotations
@@ -95,13 +99,23 @@ def resolve(
     if local is None:
         forgotten = incoming.life == ZERO or incoming.life.clock <= horizon.get(incoming.life.run, 0)
         return KEEP if forgotten else Decision(_taken(incoming, columns))
-    if incoming.life > local.life:
+    if _rank(incoming) > _rank(local):
         return Decision(_taken(incoming, columns), _losses_of(local, incoming, knowledge.blind))
-    if incoming.life < local.life:
+    if _rank(incoming) < _rank(local):
         return Decision(None, _losses_of(incoming, local, knowledge.unseen))
-    if not local.alive or not incoming.alive:
-        return KEEP
+    if not local.alive:
+        return Decision(incoming) if incoming.life > local.life else KEEP
     return _join_columns(incoming, local, knowledge, columns)
+
+
+def _rank(state: RowState) -> tuple[int, bool]:
+    """The order of lives; living states of equal rank are joined column by column."""
+    return state.life.clock, not state.alive
+
+
+def _is_insert(version: Version, state: RowState) -> bool:
+    """Whether a version in a state is the insert that began its life, under the run of one of its folds."""
+    return version.clock == state.life.clock
 
 
 def _taken(incoming: RowState, columns: Sequence[str]) -> RowState:
@@ -124,20 +138,21 @@ def _losses_of(loser: RowState, winner: RowState, concurrent: Concurrent) -> tup
         losses.append(Loss(WHOLE_ROW, whole, dict(loser.values), winner.life, shown, rule))
     for column, value in loser.values.items() if loser.columns else ():
         version = loser.version_of(column)
-        if version != loser.life and concurrent(version, winner.life):
+        if not _is_insert(version, loser) and concurrent(version, winner.life):
             losses.append(Loss(column, version, value, winner.life, shown.get(column) if shown else None, rule))
     return tuple(losses)
 
 
 def _join_columns(incoming: RowState, local: RowState, knowledge: Knowledge, columns: Sequence[str]) -> Decision:
-    if incoming.update == local.update and not incoming.columns and not local.columns:
+    if (incoming.life, incoming.update) == (local.life, local.update) and not incoming.columns and not local.columns:
         return KEEP
     if not incoming.columns and not local.columns and incoming.values.keys() == local.values.keys():
         return _join_rows(incoming, local, knowledge)
     versions: dict[str, Version] = {}
     values: dict[str, Value] = {}
     losses: list[Loss] = []
-    changed = False
+    life = max(incoming.life, local.life)
+    changed = life != local.life
     for column in columns:
         theirs = incoming.version_of(column) if column in incoming.values else None
         ours = local.version_of(column) if column in local.values else None
@@ -152,7 +167,7 @@ def _join_columns(incoming: RowState, local: RowState, knowledge: Knowledge, col
     if not changed:
         return Decision(None, tuple(losses))
     update = max(incoming.update, local.update)
-    merged = RowState(local.life, alive=True, update=update, columns=versions, values=values)
+    merged = RowState(life, alive=True, update=update, columns=versions, values=values)
     return Decision(canonical(merged, versions), tuple(losses))
 
 
@@ -162,16 +177,21 @@ def _join_rows(incoming: RowState, local: RowState, knowledge: Knowledge) -> Dec
     loser, winner = (local, incoming) if newer else (incoming, local)
     concurrent = knowledge.blind if newer else knowledge.unseen
     losses: tuple[Loss, ...] = ()
-    if loser.update != loser.life and loser.values != winner.values and concurrent(loser.update, winner.update):
-        rule, shown = "later write", dict(winner.values)
-        losses = (Loss(WHOLE_ROW, loser.update, dict(loser.values), winner.update, shown, rule),)
-    return Decision(incoming if newer else None, losses)
+    # Beside an update, an insert is no news; two inserts of one clock with different values are two applications'.
+    plain = _is_insert(loser.update, loser) and not _is_insert(winner.update, winner)
+    if not plain and loser.values != winner.values and concurrent(loser.update, winner.update):
+        rule = "later insert" if _is_insert(loser.update, loser) else "later write"
+        losses = (Loss(WHOLE_ROW, loser.update, dict(loser.values), winner.update, dict(winner.values), rule),)
+    life = max(incoming.life, local.life)
+    if newer:
+        return Decision(replace(incoming, life=life), losses)
+    return Decision(replace(local, life=life) if life != local.life else None, losses)
 
 
 def _lost(loser: RowState, column: str, winner: RowState, concurrent: Concurrent) -> bool:
     """Whether a column's losing value is a write of its own that the winner's writer did not know."""
     version = loser.version_of(column)
-    if version == loser.life or loser.values[column] == winner.values[column]:
+    if _is_insert(version, loser) or loser.values[column] == winner.values[column]:
         return False
     return concurrent(version, winner.version_of(column))
 

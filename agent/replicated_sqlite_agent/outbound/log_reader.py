@@ -7,6 +7,7 @@ show states that never were. Versions that are not stored yet are computed as th
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,26 +17,25 @@ from replicated_sqlite_agent.capture.install import Catalog
 from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG
 from replicated_sqlite_agent.changes import Key, Kind, Mention, RowState, Stretch, Vector
 from replicated_sqlite_agent.database.connection import all_rows, connect, read_transaction, scalar
-from replicated_sqlite_agent.database.exact import Row, execute, select
-from replicated_sqlite_agent.database.identifiers import quote
+from replicated_sqlite_agent.database.exact import Row, select
 from replicated_sqlite_agent.database.own_tables import Progress, Runs, key_columns, read_progress
 from replicated_sqlite_agent.merge.fold import fold_key
+from replicated_sqlite_agent.outbound.images import Images, Overlaid, Stored
+from replicated_sqlite_agent.replica import bulk
 from replicated_sqlite_agent.replica.keyless import name_of
 from replicated_sqlite_agent.replica.local import one_form
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.state import FileReplacedError, extended, runs_ahead, stamp
 from replicated_sqlite_agent.spool import spool
-from replicated_sqlite_agent.wire import IMAGE_ROWS_MIN, Block, Header, encode_frame, image_schema, row_to_wire
+from replicated_sqlite_agent.wire import IMAGE_ROWS_MIN, Block, Header, encode_frame, row_to_wire
 
 UNFOLDED_ROWS_MAX = 256
-"""More new log rows than this are folded first: stored versions are joined by SQL, computed ones row by row in Python."""
+"""More new log rows than this are folded first, unless SQL can compute their versions: row by row is slow."""
 
-KNOWN_ROWS_MAX = 4_096
-"""More log rows than this are folded, sent or not: until then they are kept in memory with their clocks."""
+OVERLAY_ROWS_MAX = 8_192
+"""More log rows than this are folded first, sent or not: their versions are kept or computed in memory."""
 
 SLICE_ROWS = 5_000
-IMAGE_BYTES_MAX = 4 << 20
-"""An image holds this much at most, one row alone may be larger: bounds the memory of sender and receiver."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,16 @@ class _Unfolded:
         return fresh
 
 
+@dataclass(frozen=True, slots=True)
+class _News:
+    """What is not folded yet: by table number either the mentions of keys, or where the versions are computed."""
+
+    clock: int
+    """Of the last log row."""
+    mentions: dict[int, dict[Key, list[Mention]]]
+    overlays: dict[int, Overlaid]
+
+
 class LogReader:
     """The outbound thread's view of the file."""
 
@@ -122,7 +132,7 @@ class LogReader:
         self._tables: dict[int, Rows] = {}
         self._widths: dict[int, int] = {}
         self._unfolded: _Unfolded | None = None
-        self.db.execute("ATTACH ':memory:' AS out")
+        self._images = Images(self.db)
 
     def close(self) -> None:
         """Close the reader's connection."""
@@ -150,8 +160,7 @@ class LogReader:
             newest = self.newest()
             if newest <= sent.seq and not covers:
                 return None
-            unfolded, new = newest - progress.folded_seq, newest - max(progress.folded_seq, sent.seq)
-            if new > UNFOLDED_ROWS_MAX or unfolded > KNOWN_ROWS_MAX:
+            if newest - progress.folded_seq > OVERLAY_ROWS_MAX:
                 raise NotReadyError
             runs = Runs.read(self.db)
             self._follow(catalog, runs)
@@ -174,15 +183,10 @@ class LogReader:
         covers: dict[int, tuple[int, int]],
         now_ms: int | None,
     ) -> Group | None:
-        known = self._unfolded
-        if known is None or not known.follows(progress, sent):
-            known = self._unfolded = _Unfolded(progress, progress.folded_seq, progress.clock)
-        log = self._log_rows(known.upto)
-        if runs_ahead(log[-1][2] if log else None, progress.clock_offset, now_ms):
-            raise NotReadyError
-        mentions, clock = known.add(log, self._widths, sent), known.clock
-        if any(self._tables[n].table.keyless for n in mentions if n in self._tables):
-            raise NotReadyError
+        unfolded = self._computed_by_sql(progress, sent, newest, now_ms)
+        if unfolded is None:
+            unfolded = self._told_one_by_one(progress, sent, newest, now_ms)
+        clock = unfolded.clock
         seen = runs.vector()
         seen.pop(progress.run, None)
         stretches = tuple(s for s in progress.stretches if s.clock > sent.clock)
@@ -201,7 +205,7 @@ class LogReader:
         )
         body.write(encode_frame(header))
         group = Group(progress.run, secrets.token_bytes(8), sent.clock, hi, newest, 0, 0, body, covers)
-        for block in self._blocks(progress, sent, newest, mentions, group):
+        for block in self._blocks(progress, sent, newest, unfolded, group):
             body.write(encode_frame(block))
             group.rows += block.count
         group.size = body.tell()
@@ -209,6 +213,36 @@ class LogReader:
             body.close()
             return None
         return group
+
+    def _told_one_by_one(self, progress: Progress, sent: Sent, newest: int, now_ms: int | None) -> _News:
+        """What the log says that is not folded yet, key by key."""
+        if newest - max(progress.folded_seq, sent.seq) > UNFOLDED_ROWS_MAX:
+            raise NotReadyError
+        known = self._unfolded
+        if known is None or not known.follows(progress, sent):
+            known = self._unfolded = _Unfolded(progress, progress.folded_seq, progress.clock)
+        log = self._log_rows(known.upto)
+        if runs_ahead(max((row[2] for row in log), default=None), progress.clock_offset, now_ms):
+            raise NotReadyError
+        mentions = known.add(log, self._widths, sent)
+        if any(self._tables[n].table.keyless for n in mentions if n in self._tables):
+            raise NotReadyError
+        return _News(known.clock, mentions, {})
+
+    def _computed_by_sql(self, progress: Progress, sent: Sent, newest: int, now_ms: int | None) -> _News | None:
+        """The versions of many log rows that are not folded yet; None if they are few, or SQL cannot compute them."""
+        if newest - max(progress.folded_seq, sent.seq) <= IMAGE_ROWS_MIN:
+            return None
+        low = progress.folded_seq
+        steps, said = bulk.survey(self.db, low, newest, progress)
+        known = {number: kinds for number, kinds in said.items() if number in self._tables}
+        if not steps or not all(bulk.sequential(self._tables[n], kinds, low, newest) for n, kinds in known.items()):
+            return None
+        latest = scalar(self.db, f"SELECT max(ts) FROM {LOG} WHERE seq > ? AND seq <= ?", (low, newest))
+        if runs_ahead(latest, progress.clock_offset, now_ms):
+            raise NotReadyError
+        overlays = {n: self._images.overlay(self._tables[n], progress, newest, steps) for n in known}
+        return _News(steps[-1].last + steps[-1].ahead, {}, overlays)
 
     def _log_rows(self, after: int, upto: int | None = None) -> list[Row]:
         columns = ["seq", "top", "ts", "mask", *(f"k{i + 1}" for i in range(max(self._widths.values(), default=1)))]
@@ -220,10 +254,11 @@ class LogReader:
         progress: Progress,
         sent: Sent,
         newest: int,
-        mentions: dict[int, dict[Key, list[Mention]]],
+        news: _News,
         group: Group,
     ) -> Iterator[Block]:
         """The rows of the group: stored versions first, then those that are only in the log yet."""
+        mentions = news.mentions
         stored_upto = min(newest, progress.folded_seq)
         if stored_upto - sent.seq > IMAGE_ROWS_MIN:
             for told in (told for by_key in mentions.values() for told in by_key.values()):
@@ -231,7 +266,9 @@ class LogReader:
                     # Perhaps it is among those to be said again in the stored part of the log: once too often is harmless.
                     told.insert(0, Mention(Kind.SAY_AGAIN, 0, 0))
             for low in range(sent.seq, stored_upto, SLICE_ROWS):
-                yield from self._stored_blocks(progress, sent, low, min(low + SLICE_ROWS, stored_upto), mentions, group)
+                yield from self._stored_blocks(progress, sent, low, min(low + SLICE_ROWS, stored_upto), news, group)
+        elif news.overlays and stored_upto > sent.seq:
+            yield from self._stored_blocks(progress, sent, sent.seq, stored_upto, news, group)
         else:
             for row in self._log_rows(sent.seq, stored_upto) if stored_upto > sent.seq else []:
                 number, kind = divmod(cast(int, row[1]), KIND_FACTOR)
@@ -243,6 +280,9 @@ class LogReader:
             if number in self._tables:
                 rows = self._tables[number]
                 yield from self._computed_block(rows, one_form(rows, by_key), progress, sent, group)
+        for overlaid in news.overlays.values():
+            own = overlaid.rows.runs.id_of(self.db, progress.run)
+            yield from self._images.blocks(overlaid, own, sent.clock)
         for rows in self._tables.values():
             if rows.table.keyless:
                 yield from self._ended_rows(rows, progress, sent, group.covers)
@@ -302,108 +342,45 @@ class LogReader:
     # ---- by the thousand -------------------------------------------------------------------------------------------
 
     def _stored_blocks(
-        self,
-        progress: Progress,
-        sent: Sent,
-        low: int,
-        high: int,
-        mentions: dict[int, dict[Key, list[Mention]]],
-        group: Group,
+        self, progress: Progress, sent: Sent, low: int, high: int, news: _News, group: Group
     ) -> Iterator[Block]:
-        """One slice of the log, everything in it folded: an SQLite image for each table, made by one statement."""
-        bounds = f"seq > {low} AND seq <= {high}"
-        tops = f"SELECT top / {KIND_FACTOR}, count(*) FROM {LOG} WHERE {bounds} GROUP BY 1 ORDER BY 1"
-        for number, count in all_rows(self.db, tops):
-            rows = self._tables.get(number)
-            if rows is None:
-                continue
-            later = mentions.get(number, {})
-            if count < IMAGE_ROWS_MIN or (rows.table.unique and rows.any_hidden()) or not rows.table.key_is_exact:
-                told = self._mentioned(rows, low, high)
+        """One slice of the log, everything in it folded: an image for each table with many rows in it."""
+        for number, kinds in self._kinds(low, high).items():
+            rows = self._tables[number]
+            few = kinds.total() < IMAGE_ROWS_MIN
+            later, overlay = news.mentions.get(number, {}), news.overlays.get(number)
+            if few or (rows.table.unique and rows.any_hidden()) or not rows.table.key_is_exact:
+                told = self._mentioned(rows, low, high, overlay.overlay if overlay else None)
                 known = {rows.table.same_key(key) for key in later}
                 said = {key: v for key, v in told.items() if rows.table.same_key(key) not in known}
                 yield from self._computed_block(rows, one_form(rows, said), progress, sent, group)
             else:
-                yield from self._images(rows, progress, sent, low, high, later)
+                elsewhere = overlay.overlay if overlay else self._images.later(rows, later)
+                stored = Stored(rows, low, high, frozenset(kinds), elsewhere)
+                yield from self._images.blocks(stored, rows.runs.id_of(self.db, progress.run), sent.clock)
 
-    def _mentioned(self, rows: Rows, low: int, high: int) -> dict[Key, list[Mention]]:
-        """The keys of one table that a slice of the log names, as mentions without a clock."""
+    def _kinds(self, low: int, high: int) -> dict[int, Counter[Kind]]:
+        """Table number -> how often a slice of the log says what; only of tables that are there."""
+        found: dict[int, Counter[Kind]] = {}
+        query = f"SELECT top, count(*) FROM {LOG} WHERE seq > ? AND seq <= ? GROUP BY top ORDER BY top"
+        for top, count in all_rows(self.db, query, (low, high)):
+            number, kind = divmod(top, KIND_FACTOR)
+            if number in self._tables:
+                found.setdefault(number, Counter())[Kind(kind)] = count
+        return found
+
+    def _mentioned(self, rows: Rows, low: int, high: int, later: str | None) -> dict[Key, list[Mention]]:
+        """The keys of one table that a slice of the log names and ``later`` does not, as mentions without a clock."""
         width, top = len(rows.table.key), rows.captured.number * KIND_FACTOR
         columns = [*(f"k{i + 1}" for i in range(width)), f"max(top = {top + Kind.SAY_AGAIN})"]
+        same = " AND ".join(f"o.k{i + 1} = m.k{i + 1}" for i in range(width))
+        elsewhere = f"AND NOT EXISTS (SELECT 1 FROM {later} AS o WHERE {same})" if later else ""
         rest = (
-            f"FROM {LOG} WHERE seq > {low} AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} "
-            f"GROUP BY {key_columns(width)}"
+            f"FROM {LOG} AS m WHERE seq > {low} AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} "
+            f"{elsewhere} GROUP BY {key_columns(width)}"
         )
         found = select(self.db, columns, rest)
         return {row[:width]: [Mention(Kind.SAY_AGAIN, 0, 0)] if row[width] else [] for row in found}
-
-    def _images(
-        self, rows: Rows, progress: Progress, sent: Sent, low: int, high: int, later: dict[Key, list[Mention]]
-    ) -> Iterator[Block]:
-        """The images of one table for a slice of the log; halved until an image fits its bound."""
-        if high - low > 1 and self._bytes(rows, low, high) > IMAGE_BYTES_MAX:
-            middle = (low + high) // 2
-            yield from self._images(rows, progress, sent, low, middle, later)
-            yield from self._images(rows, progress, sent, middle, high, later)
-            return
-        table = rows.table
-        self._fill_image(rows, sent, low, high, later, rows.runs.id_of(self.db, progress.run))
-        count = int(scalar(self.db, "SELECT count(*) FROM out.r") or 0)
-        if count:
-            image = self.db.serialize("out")
-            used = all_rows(self.db, "SELECT lr FROM out.r UNION SELECT ur FROM out.r WHERE ur IS NOT NULL")
-            numbers = {row[0]: rows.runs.by_id[row[0]].run for row in used}
-            key = ["run", "number"] if table.keyless else list(table.key_names)
-            yield Block(table.name, table.digest, key, list(table.columns), numbers, count, None, image)
-
-    def _bytes(self, rows: Rows, low: int, high: int) -> int:
-        """The size of the rows that a slice of the log names; reads only the headers of records."""
-        table = rows.table
-        base = " AND ".join(f"b.{quote(k.name)} = m.k{i + 1}" for i, k in enumerate(table.key))
-        size = " + ".join(f"coalesce(octet_length(b.{quote(c)}), 0)" for c in table.columns) or "0"
-        keys, top = key_columns(len(table.key)), rows.captured.number * KIND_FACTOR
-        query = (
-            f"SELECT sum({size}) FROM (SELECT DISTINCT {keys} FROM {LOG} WHERE seq > {low} AND seq <= {high} "
-            f"AND top BETWEEN {top} AND {top + KIND_FACTOR - 1}) AS m JOIN {quote(table.name)} AS b ON {base}"
-        )
-        return int(scalar(self.db, query) or 0)
-
-    def _fill_image(
-        self, rows: Rows, sent: Sent, low: int, high: int, later: dict[Key, list[Mention]], own: int
-    ) -> None:
-        table = rows.table
-        width, top = len(table.key), rows.captured.number * KIND_FACTOR
-        names = ("s.run", "s.number") if table.keyless else tuple(f"m.k{i + 1}" for i in range(width))
-        values = [f"b.{quote(c)}" for c in table.columns]
-        side = " AND ".join(f"s.k{i + 1} = m.k{i + 1}" for i in range(width))
-        base = " AND ".join(f"b.{quote(k.name)} = m.k{i + 1}" for i, k in enumerate(table.key))
-        shown = f"b.{quote(table.key[0].name)} IS NOT NULL"
-        self._new_image(len(names), len(values))
-        if later:
-            self.db.execute(f"CREATE TABLE out.later({key_columns(width)}, PRIMARY KEY ({key_columns(width)}))")
-            marks = ", ".join("?" * width)
-            for key in later:
-                execute(self.db, f"INSERT OR IGNORE INTO out.later VALUES ({marks})", key)
-        except_later = " AND ".join(f"x.k{i + 1} = m.k{i + 1}" for i in range(width))
-        exclude = f"AND NOT EXISTS (SELECT 1 FROM out.later AS x WHERE {except_later})" if later else ""
-        self.db.execute(
-            "INSERT INTO out.r SELECT "
-            f"{', '.join(names)}, coalesce(s.l, 0), coalesce(s.lr, 0), coalesce(s.dead, 0), s.u, s.ur, s.x"
-            f"{''.join(', ' + v for v in values)} "
-            f"FROM (SELECT {key_columns(width)}, max(top = {top + Kind.SAY_AGAIN}) AS again FROM {LOG} "
-            f"WHERE seq > {low} AND seq <= {high} AND top BETWEEN {top} AND {top + KIND_FACTOR - 1} GROUP BY {key_columns(width)}) AS m "
-            f"LEFT JOIN {rows.side} AS s ON {side} LEFT JOIN {quote(table.name)} AS b ON {base} "
-            f"WHERE (s.dead OR {shown}) AND (m.again OR s.x IS NOT NULL OR (s.lr = {own} AND s.l > {sent.clock}) "
-            f"OR (s.ur = {own} AND s.u > {sent.clock})) {exclude}"
-        )
-        if later:
-            self.db.execute("DROP TABLE out.later")
-
-    def _new_image(self, keys: int, columns: int) -> None:
-        """Empty the image database. Freed pages are zeroed (secure_delete), so they cost nothing once compressed."""
-        self.db.execute("PRAGMA out.secure_delete = 1")
-        self.db.execute("DROP TABLE IF EXISTS out.r")
-        self.db.execute(image_schema(keys, columns).replace("CREATE TABLE r", "CREATE TABLE out.r"))
 
     def _ended_rows(
         self, rows: Rows, progress: Progress, sent: Sent, covers: dict[int, tuple[int, int]]

@@ -14,11 +14,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import apsw
 import structlog
 
 from replicated_sqlite_agent.changes import Key
 from replicated_sqlite_agent.counters import Counters
+from replicated_sqlite_agent.database.connection import CANNOT_WRITE
 from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.outbound.log_reader import Group, LogReader, NotReadyError, Sent
 from replicated_sqlite_agent.outbound.watcher import Watcher
@@ -290,8 +290,10 @@ class Publisher:
                 return reader.read(self._run, sent, covers, self._replica.catalog, self._timekeeper.now_ms())
             except NotReadyError:
                 asyncio.run_coroutine_threadsafe(self._prepared(), loop).result()
-            except apsw.BusyError:
-                return None  # a writer in rollback-journal mode holds the file; the next look will do
+            except CANNOT_WRITE as error:
+                # A writer in rollback-journal mode holds the file, or there is no room for a large body: the next look.
+                log.debug("the log cannot be read now", reason=str(error))
+                return None
         return None
 
     async def _prepared(self) -> None:

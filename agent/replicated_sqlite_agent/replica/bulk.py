@@ -36,32 +36,41 @@ class Step(NamedTuple):
     ahead: int
 
 
-def steps(db: apsw.Connection, low: int, high: int, progress: Progress) -> list[Step] | None:
-    """The clocks of the log rows above ``low`` up to ``high``, the same as `stamp` gives; None if SQL does not pay.
+def survey(
+    db: apsw.Connection, low: int, high: int, progress: Progress
+) -> tuple[list[Step] | None, dict[int, set[Kind]]]:
+    """The log rows above ``low`` up to ``high``: their clocks, the same as `stamp` gives, and what they say.
 
-    ``low`` is where ``progress`` has folded to.
+    ``low`` is where ``progress`` has folded to. No clocks if SQL would not pay.
     """
     query = (
-        f"SELECT min(seq), max(seq), count(*), ts FROM {LOG} WHERE seq > ? AND seq <= ? GROUP BY ts ORDER BY min(seq)"
+        f"SELECT ts, top, min(seq), max(seq), count(*) FROM {LOG} WHERE seq > ? AND seq <= ? "
+        "GROUP BY ts, top ORDER BY min(seq)"
     )
+    spans: list[tuple[int, int, int, int]] = []
+    said: dict[int, set[Kind]] = {}
+    for ts, top, first, last, count in all_rows(db, query, (low, high)):
+        number, kind = divmod(top, KIND_FACTOR)
+        said.setdefault(number, set()).add(Kind(kind))
+        if spans and spans[-1][0] == ts:
+            _, begin, end, sofar = spans.pop()
+            spans.append((ts, begin, max(end, last), sofar + count))
+        else:
+            spans.append((ts, first, last, count))
+    return _steps(spans, progress), said
+
+
+def _steps(spans: list[tuple[int, int, int, int]], progress: Progress) -> list[Step] | None:
+    """(wall time, first and last log row, how many) -> clocks."""
     found: list[Step] = []
-    clock, before, total = progress.clock, low, 0
-    for first, last, count, ts in all_rows(db, query, (low, high)):
+    clock, before, total = progress.clock, progress.folded_seq, 0
+    for ts, first, last, count in spans:
         if first <= before or last - first + 1 != count:
             return None  # rows were taken out of the log, or the wall clock went back and forth
         clock = advance(clock, ts + progress.clock_offset)
         found.append(Step(first, last, clock - first))
         clock, before, total = clock + count - 1, last, total + count
     return found if total >= _STEP_ROWS_MIN * len(found) else None
-
-
-def kinds(db: apsw.Connection, low: int, high: int) -> dict[int, set[Kind]]:
-    """Table number -> what the log rows above ``low`` up to ``high`` say of its keys."""
-    found: dict[int, set[Kind]] = {}
-    for (top,) in all_rows(db, f"SELECT DISTINCT top FROM {LOG} WHERE seq > ? AND seq <= ?", (low, high)):
-        number, kind = divmod(top, KIND_FACTOR)
-        found.setdefault(number, set()).add(Kind(kind))
-    return found
 
 
 def sequential(rows: Rows, said: set[Kind], low: int, high: int) -> bool:

@@ -226,9 +226,11 @@ class Replica:
         if self.catalog.by_number:
             while self.fold(FOLD_ROWS_MAX, usable):
                 pass
+        unfolded = f"SELECT DISTINCT top / {KIND_FACTOR} FROM {LOG} WHERE seq > ?"
+        pending = {row[0] for row in all_rows(self.db, unfolded, (self.progress.folded_seq,))}
         self._use(install(self.db, self.options, founding=False))
         for rows in self.tables.values():
-            if rows.table.keyless:
+            if rows.table.keyless and rows.captured.number not in pending:
                 renew_rowids(self.db, rows, LOG, rows.captured.number * KIND_FACTOR)
 
     def rows_of(self, captured: Captured) -> Rows:
@@ -297,22 +299,20 @@ class Replica:
         newest = scalar(self.db, f"SELECT max(seq) FROM {LOG}") or 0
         if newest <= folded:
             return None
-        query = f"SELECT seq, ts FROM {LOG} WHERE seq > ? AND seq <= ? ORDER BY seq DESC LIMIT 1"
-        last = all_rows(self.db, query, (folded, folded + rows_max))
-        if not last:  # log rows were taken out: the next one lies further on
-            last = all_rows(self.db, f"SELECT seq, ts FROM {LOG} WHERE seq > ? ORDER BY seq LIMIT 1", (folded,))
-        upto, ts = last[0]
-        self._correct_jump(ts)
+        upto = scalar(self.db, f"SELECT max(seq) FROM {LOG} WHERE seq > ? AND seq <= ?", (folded, folded + rows_max))
+        if upto is None:  # log rows were taken out: the next one lies further on
+            upto = scalar(self.db, f"SELECT min(seq) FROM {LOG} WHERE seq > ?", (folded,))
+        self._correct_jump(upto)
         return int(upto)
 
     def _fold_many(self, upto: int, usable: set[int] | None) -> int:
         """`fold` by SQL where it can; 0 if it cannot."""
         low = self.progress.folded_seq
-        found = bulk.steps(self.db, low, upto, self.progress)
+        found, said_of = bulk.survey(self.db, low, upto, self.progress)
         if found is None:
             return 0
         run_id = self.runs.id_of(self.db, self.progress.run)
-        for number, said in bulk.kinds(self.db, low, upto).items():
+        for number, said in said_of.items():
             if number not in self.tables or (usable is not None and number not in usable):
                 continue  # the application dropped the table with all its rows
             rows = self.tables[number]
@@ -381,12 +381,17 @@ class Replica:
         upto = min(progress.published_seq, progress.folded_seq)
         return behind or (first[0] is not None and first[0] <= upto and first[0] < first[1])
 
-    def _correct_jump(self, newest_ts: int) -> None:
-        """The local clock jumped ahead since the offset was measured: rows not yet folded are judged by the new one."""
-        if runs_ahead(newest_ts, self.progress.clock_offset, self.timekeeper.now_ms()):
-            offset = self.timekeeper.offset_ms()
-            assert offset is not None
-            self.progress = replace(self.progress, clock_offset=min(offset, self.progress.clock_offset))
+    def _correct_jump(self, upto: int) -> None:
+        """Log rows stamped by a clock that has jumped ahead are written now, as far as anybody can tell.
+
+        Their stored time is corrected, not the offset: rows before them may be published with the clocks that it gave.
+        The publisher sends no row that runs ahead, so these are not.
+        """
+        now_ms = self.timekeeper.now_ms()
+        if now_ms is not None:
+            now = now_ms - self.progress.clock_offset
+            ahead = f"UPDATE {LOG} SET ts = ? WHERE seq > ? AND seq <= ? AND ts > ?"
+            self.db.execute(ahead, (now, self.progress.folded_seq, upto, now + AHEAD_MS_MAX))
 
     def log_deletes(self, gone: list[tuple[int, Key]]) -> None:
         """Rows that versions call alive and the table has not: a delete that no trigger saw, logged as one of now."""

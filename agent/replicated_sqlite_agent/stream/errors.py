@@ -7,7 +7,7 @@ AgentError
 |-- StreamFull              the stream is at its limit; waiting (for a trim) helps, repeating at once does not
 |-- ConsumerLost            open the consumer again from the last sequence seen
 |-- KeyExists, WrongRevision    a compare-and-set in the KV bucket lost
-|-- ObjectMissing, ObjectDamaged
+|-- ObjectMissing, ObjectExists, ObjectDamaged
 |-- RequestFailed           the other side answered with an error
 `-- StreamError
     |-- StreamMisconfigured     a person has to change the stream or the permissions
@@ -51,6 +51,10 @@ class WrongRevision(AgentError):
 
 class ObjectMissing(AgentError):
     """The object store holds no object of that name."""
+
+
+class ObjectExists(AgentError):
+    """An object was to be created and there is one of that name."""
 
 
 class ObjectDamaged(AgentError):

@@ -24,7 +24,7 @@ from nats.nuid import NUID
 
 from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.stream.consumer import Consumer
-from replicated_sqlite_agent.stream.errors import ObjectDamaged, ObjectMissing
+from replicated_sqlite_agent.stream.errors import ObjectDamaged, ObjectExists, ObjectMissing, WrongRevision
 from replicated_sqlite_agent.stream.jetstream import Counts, JetStream, StreamAnswer
 from replicated_sqlite_agent.stream.wire import header_block
 
@@ -83,19 +83,33 @@ class ObjectStore(JetStream):
         """`object_put` of bytes."""
         return await self._put(name, io.BytesIO(data), CHUNK_BYTES)
 
-    async def _put(self, name: str, source: IO[bytes], chunk_bytes: int) -> ObjectInfo:
+    async def object_create(self, name: str, data: bytes) -> ObjectInfo:
+        """`object_put_bytes`, if there is no object of that name. Raises ObjectExists."""
+        return await self._put(name, io.BytesIO(data), CHUNK_BYTES, new=True)
+
+    async def _put(self, name: str, source: IO[bytes], chunk_bytes: int, *, new: bool = False) -> ObjectInfo:
         former = await self._meta(name)
+        if new and former is not None:
+            raise ObjectExists(f"the object store '{self._bucket}' already holds '{name}'")
         nuid = _NUIDS.next().decode()
         meta = _Meta(name=name, bucket=self._bucket, nuid=nuid, options={"max_chunk_size": chunk_bytes})
         try:
             await self._put_chunks(meta, source, chunk_bytes)
-            await self._publish(self._meta_subject(name), msgspec.json.encode(meta), header_block(Nats_Rollup="sub"))
+            await self._publish_meta(name, meta, new)
         except (AgentError, OSError, asyncio.CancelledError):
             await self._discard(meta.nuid)
             raise
         if former is not None:
             await self.purge_subject(self._objects, self._chunk_subject(former.nuid))
         return _info(meta)
+
+    async def _publish_meta(self, name: str, meta: _Meta, new: bool) -> None:
+        """Give the object its name; ``new``: only if none has it."""
+        headers = {"Nats_Rollup": "sub"} | ({"Nats_Expected_Last_Subject_Sequence": "0"} if new else {})
+        try:
+            await self._publish(self._meta_subject(name), msgspec.json.encode(meta), header_block(**headers))
+        except WrongRevision as error:
+            raise ObjectExists(f"the object store '{self._bucket}' already holds '{name}'") from error
 
     async def _put_chunks(self, meta: _Meta, source: IO[bytes], chunk_bytes: int) -> None:
         """Send all chunks, at most WINDOW unacknowledged, and write size, count and digest into `meta`."""

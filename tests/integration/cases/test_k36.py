@@ -87,6 +87,9 @@ def test_uninstall_leaves_no_trace(tmp_path: Path, journal_mode: str) -> None:
         left = {path.name for path in agent.home.iterdir()} - {"app.db", "app.db-wal", "app.db-shm"}
         assert not left, f"left beside the database of {agent.node}: {left}"
         with closing(reader(agent.database)) as application:
-            application.execute("PRAGMA trusted_schema = OFF")
             application.execute("INSERT INTO people (email, name) VALUES ('z@x', 'Zoe')")
+            application.execute(
+                "PRAGMA trusted_schema = OFF"
+            )  # which the application's own full-text trigger is not for
+            application.execute("UPDATE notes SET value = 'written on'")
     assert whole_schema(cluster.agents[0].database) == whole_schema(untouched)

@@ -112,3 +112,27 @@ def test_below_the_horizon_an_absent_row_stays_away() -> None:
     state = RowState(Version(5, 2), alive=True, update=Version(5, 2), values={c: 1 for c in COLUMNS})
     assert resolve(state, None, knowledge(), COLUMNS, {2: 5}).state is None
     assert resolve(state, None, knowledge(), COLUMNS, {2: 4}).state == state
+
+
+def test_an_insert_that_is_folded_again_by_the_next_run_undoes_no_update() -> None:
+    """Run 1 publishes an insert and is killed before it folds it; run 9 folds it again, with the same clock. Run 5
+    has updated the row of run 1 in between, or run 9 updates the row of its own.
+    """
+    published = RowState(Version(5, 1), alive=True, update=Version(5, 1), values={"a": "old"})
+    for other in (0, 9):
+        again = replace(published, life=Version(5, other), update=Version(5, other))
+        for run, there in ((5, published), (other, again)):
+            updated = replace(there, update=Version(6, run), values={"a": "new"})
+            for order in itertools.permutations((published, again, updated)):
+                joined = in_order(*order)
+                assert (joined.update, joined.values) == (Version(6, run), {"a": "new"})
+        met = resolve(replace(published, update=Version(6, 5), values={"a": "new"}), again, knowledge(), ("a",), {})
+        assert met.losses == ()
+
+
+def test_two_inserts_of_one_clock_with_different_values_are_a_conflict() -> None:
+    here = RowState(Version(5, 1), alive=True, update=Version(5, 1), values={"a": "here"})
+    there = RowState(Version(5, 2), alive=True, update=Version(5, 2), values={"a": "there"})
+    decision = resolve(there, here, knowledge(), ("a",), {})
+    assert decision.state == there
+    assert [(loss.rule, loss.version) for loss in decision.losses] == [("later insert", here.life)]
