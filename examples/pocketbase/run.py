@@ -150,27 +150,37 @@ def stop(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
+def choose_ports(any_free: bool) -> tuple[list[Node], int]:
+    """The three nodes with their ports, and the port of NATS."""
+    fixed = [8090, 8081, 8091, 8082, 8092, 8083, 4222]
+    ports = [free_port() for _ in fixed] if any_free else fixed
+    for port in ports:
+        if not is_free(port):
+            sys.exit(f"port {port} is taken: end what listens there, or run with --free-ports")
+    return [Node(name, ports[2 * at], ports[2 * at + 1]) for at, name in enumerate("abc")], ports[-1]
+
+
 def free_port() -> int:
-    """A port of this machine that nobody listens on, below those of outgoing connections."""
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
+    """A port that nobody listens on, below those of outgoing connections."""
+    while not is_free(port := random.SystemRandom().randrange(20_000, 32_000)):
+        pass
+    return port
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on a port of this machine."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def main() -> None:
     """Start all, say where, wait for Ctrl-C or SIGTERM, stop all."""
-    any_port = "--free-ports" in sys.argv[1:]
-    nodes = [
-        Node(name, free_port() if any_port else 8090 + number, free_port() if any_port else 8081 + number)
-        for number, name in enumerate("abc")
-    ]
+    nodes, nats_port = choose_ports(any_free="--free-ports" in sys.argv[1:])
     for node in nodes:
         node.folder.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        start_all(nodes, free_port() if any_port else 4222)
+        start_all(nodes, nats_port)
         for node in nodes:
             print(f"{node.name}: PocketBase http://127.0.0.1:{node.app_port}/_/", end="   ")
             print(f"agent http://127.0.0.1:{node.agent_port}/v1/status")
