@@ -16,9 +16,11 @@ from replicated_sqlite_agent.counters import Counters
 from replicated_sqlite_agent.replica.state import Replica
 
 ROWS_BEFORE = 100_000
-SINGLE, BULK = 3_000, 300
+TURNS = 10
+"""Of each of the two, in each round: a disturbance of the machine then meets both."""
+SINGLE, BULK = 1_000, 100
 """Transactions of a turn: single rows, and of 100 rows."""
-FSYNCS = 500
+FSYNCS = 100
 """Transactions of a turn where each waits for the disk."""
 BULK_ROWS = 100
 GOALS = {
@@ -38,11 +40,12 @@ def measure(folder: Path, scale: Scale) -> list[Figure]:
     figures = []
     for (kind, level), goal in GOALS.items():
         ratios, micros = [], []
-        for _ in range(scale.rounds * 2 + 1):
-            taken: dict[bool, float] = {}
-            for captured in random.sample([False, True], 2):
-                with closing(application(files[captured], level)) as connection:
-                    taken[captured] = _turn(connection, kind, _transactions(kind, level, scale))
+        for _ in range(scale.rounds):
+            taken = {False: 0.0, True: 0.0}
+            for _ in range(TURNS):
+                for captured in random.sample([False, True], 2):
+                    with closing(application(files[captured], level)) as connection:
+                        taken[captured] += _turn(connection, kind, _transactions(kind, level, scale)) / TURNS
             ratios.append(taken[True] / taken[False])
             micros.append(taken[True] * 1e6)
         detail = f"{typical(micros):,.0f} µs with capture; rounds {min(ratios):.2f} to {max(ratios):.2f}"
@@ -75,7 +78,7 @@ def application(path: Path, level: str) -> sqlite3.Connection:
 
 def _transactions(kind: str, level: str, scale: Scale) -> int:
     full = FSYNCS if level == "FULL" else BULK if kind == "100 INSERTs" else SINGLE
-    return max(100, round(full * scale.factor))
+    return max(20, round(full * scale.factor))
 
 
 def _turn(connection: sqlite3.Connection, kind: str, transactions: int) -> float:

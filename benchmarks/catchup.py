@@ -57,7 +57,7 @@ def _bare(path: Path, rows: list[tuple[object, ...]]) -> float:
         for start in range(0, len(rows), BARE_TRANSACTION_ROWS):
             with connection:
                 part = rows[start : start + BARE_TRANSACTION_ROWS]
-                connection.executemany("INSERT INTO narrow VALUES (?, ?, ?)", part)  # type: ignore[arg-type]
+                connection.executemany("INSERT INTO narrow VALUES (?, ?, ?)", part)
         return len(rows) / (time.perf_counter() - began)
 
 

@@ -10,6 +10,9 @@ from statistics import median, quantiles
 from rich.console import Console
 from rich.table import Table
 
+WIDTH = 170
+"""Columns of the table, whatever the terminal: it is often read from a file."""
+
 
 class Goal(StrEnum):
     """Which side of the goal is good."""
@@ -56,7 +59,7 @@ def show(part: str, figures: Sequence[Figure]) -> None:
         goal = "" if figure.goal is None else f"{figure.side} {figure.goal:g}"
         measured = f"{figure.value:,.2f}" if figure.value < 1000 else f"{figure.value:,.0f}"
         table.add_row(figure.name, f"{measured} {figure.unit}", goal, verdicts[figure.reached], figure.detail)
-    Console(soft_wrap=True).print(table)
+    Console(width=WIDTH).print(table)
 
 
 def as_json(figures: Sequence[Figure]) -> list[dict[str, object]]:

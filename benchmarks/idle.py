@@ -13,7 +13,7 @@ SECONDS = 20.0
 CPU_GOAL_PERCENT = 1.0
 MEMORY_GOAL_MIB = 120.0
 TRANSACTION_ROWS = 1_000_000
-SIZES = (10_000, 2_000_000)
+SIZES = (200_000, 2_000_000)
 """Rows of a small and of a large database."""
 
 
@@ -58,7 +58,8 @@ def _one_transaction(cluster: Cluster, scale: Scale) -> list[Figure]:
     base = newest_id(first.database)
     with closing(reader(first.database)) as connection:
         connection.execute(
-            f"WITH RECURSIVE ids (id) AS (VALUES ({base + 1}) UNION ALL SELECT id + 1 FROM ids WHERE id < {base + count}) "
+            f"WITH RECURSIVE ids (id) AS (VALUES ({base + 1}) "
+            f"UNION ALL SELECT id + 1 FROM ids WHERE id < {base + count}) "
             "INSERT INTO narrow SELECT id, id % 1000, 'row ' || id FROM ids"
         )
     until(lambda: newest_id(second.database) >= base + count, "the large transaction on the other node", PATIENCE_S)

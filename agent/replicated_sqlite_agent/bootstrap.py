@@ -21,10 +21,15 @@ from replicated_sqlite_agent.database.own_tables import exists, read_progress
 from replicated_sqlite_agent.errors import FileUnusableError
 from replicated_sqlite_agent.membership.members import ClusterRecord, found_cluster, read_cluster
 from replicated_sqlite_agent.settings import Adopt, Merge, Settings
+from replicated_sqlite_agent.snapshots import age
 from replicated_sqlite_agent.snapshots.adopt import adopt
-from replicated_sqlite_agent.snapshots.copy import Manifest, discard, make_fresh
-from replicated_sqlite_agent.snapshots.object_store import fetch_snapshot, newest_snapshot
-from replicated_sqlite_agent.stream.errors import KeyExists, NatsUnavailable, ObjectMissing, RequestFailed
+from replicated_sqlite_agent.snapshots.copy import discard, make_fresh
+from replicated_sqlite_agent.snapshots.documents import Manifest, SnapshotDamagedError
+from replicated_sqlite_agent.snapshots.repository import Repository
+from replicated_sqlite_agent.snapshots.stores.base import StoreError
+from replicated_sqlite_agent.snapshots.stores.nats import NatsStore
+from replicated_sqlite_agent.snapshots.stores.opening import configured
+from replicated_sqlite_agent.stream.errors import KeyExists, NatsUnavailable, RequestFailed
 from replicated_sqlite_agent.stream.session import Session
 from replicated_sqlite_contract import names
 
@@ -35,6 +40,9 @@ ASK_S = 120.0
 
 LOOK_S = 0.2
 """Between two looks whether the application has made the file, or a member can give one."""
+
+QUIET_S, QUIET_MOST_S = 0.5, 10.0
+"""A new file is taken when it has not changed for so long, at the latest after the second time."""
 
 LOOK_MOST_S = 3.0
 """Asking for a copy makes a member copy its database: who gets none asks less and less often."""
@@ -84,6 +92,18 @@ class Bootstrap:
     ) -> None:
         self._settings, self._session, self._folder = settings, session, folder
         self._options, self._counters, self._say = options, counters, say
+        self.transfer = Repository(NatsStore(session))
+        """Where members put a copy for others to join."""
+        store = configured(settings.snapshots)
+        self.store = Repository(store) if store is not None else self.transfer
+        """Where backups go."""
+        encryption = settings.snapshots.encryption
+        self.recipients = (
+            age.read_recipients(encryption.recipients, encryption.recipients_file) if encryption is not None else ()
+        )
+        """Public keys for which backups are encrypted."""
+        self._refused: set[str] = set()
+        """Snapshots that turned out not to be usable."""
         self.founder = False
         """This node's record founded the cluster, and no file exists yet: the application makes it."""
 
@@ -97,11 +117,26 @@ class Bootstrap:
             )
         return record.lineage
 
-    async def _record(self) -> ClusterRecord:
+    async def _stored_lineage(self) -> str | None:
+        """The lineage of this cluster's backups, if there are any: nobody is there, but the data is."""
+        if self.store is self.transfer:
+            return None
+        stored = await self.store.newest(self._refused)
+        if stored is None or stored.cluster != self._settings.cluster:
+            return None
+        if stored.encryption is not None:
+            raise FileUnusableError(
+                f"there is neither {self._settings.database} nor a member that could give it, and the snapshots in "
+                f"{self.store.place} are encrypted: run 'rsqlite restore --identity FILE' to make the file"
+            )
+        return stored.lineage
+
+    async def _record(self, lineage: str | None = None) -> ClusterRecord:
+        """The cluster's record; founds the cluster if nobody has, with the lineage of its backups if there are any."""
         record = await read_cluster(self._session)
         if record is None:
             now = time.time_ns() // 1_000_000
-            record = ClusterRecord(secrets.token_hex(16), self._settings.node, now, self.policies())
+            record = ClusterRecord(lineage or secrets.token_hex(16), self._settings.node, now, self.policies())
             try:
                 await found_cluster(self._session, record)
                 log.info("this node founds the cluster", cluster=self._settings.cluster, node=self._settings.node)
@@ -123,13 +158,20 @@ class Bootstrap:
             except KeyExists:
                 return
 
-    async def obtain_file(self) -> str:
+    async def obtain_file(self, *, wait_for_application: bool = True) -> str:
         """No file exists: wait until the application makes it (the founder), or join. Returns the lineage."""
         database, pause = self._settings.database, LOOK_S
         while not database.exists():
-            record = await self._record()
-            self.founder = record.founder == self._settings.node
-            if await self._join(record):
+            try:
+                record = await read_cluster(self._session) or await self._record(await self._stored_lineage())
+                self.founder = record.founder == self._settings.node
+                joined = await self._join(record)
+            except StoreError as error:
+                self._say(f"waiting for the store of the snapshots: {error}")
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LOOK_MOST_S)
+                continue
+            if joined or (self.founder and not wait_for_application):
                 return record.lineage
             if self.founder:
                 self._say("this node founds the cluster: waiting for the application to create the database")
@@ -142,10 +184,18 @@ class Bootstrap:
         database = self._settings.database
         while not (database.exists() and database.stat().st_size):
             await asyncio.sleep(LOOK_S)
+        # It is being filled by the application's first migrations: they end sooner without a second process in the file.
+        ends = time.monotonic() + QUIET_MOST_S
+        before: tuple[tuple[int, int], ...] = ()
+        while time.monotonic() < ends:
+            await asyncio.sleep(QUIET_S)
+            before, last = _traces(database), before
+            if before == last:
+                return
 
     async def _join(self, record: ClusterRecord) -> bool:
         """Get a snapshot and put it into place; False if there is none yet."""
-        manifest = await self._snapshot()
+        manifest, repository = await self._snapshot()
         if manifest is None or manifest.lineage != record.lineage:
             self._say("waiting for a member that can give a first copy of the database")
             return False
@@ -153,29 +203,59 @@ class Bootstrap:
         scratch = self._folder / "join.db"
         database = self._settings.database
         try:
-            await fetch_snapshot(self._session, manifest, scratch)
+            await repository.fetch(manifest, scratch)
             await asyncio.to_thread(make_fresh, scratch, self._settings.node)
             if database.exists():
                 return True  # the application has made its own meanwhile: that one is adopted
             discard_leftovers(database)
             os.replace(scratch, database)
-        except ObjectMissing:
-            log.info("the snapshot was replaced by a newer one while it was fetched; asking again")
+        except SnapshotDamagedError as error:
+            # Replaced by a newer one while it was fetched, or damaged: then a member gives another one.
+            log.warning("a snapshot could not be used to join; asking again", reason=str(error))
+            self._refused.add(manifest.name)
             return False
         finally:
             discard(scratch)
         log.info("joined by a snapshot", snapshot=manifest.name, bytes=manifest.bytes, sequence=manifest.sequence)
         return True
 
-    async def _snapshot(self) -> Manifest | None:
-        """A new snapshot from any member, or the newest one there is if no member answers."""
+    async def _snapshot(self) -> tuple[Manifest | None, Repository]:
+        """A snapshot to join from, and where it lies.
+
+        The newest of the backups if the stream still has all that follows it, else a new one from any member, else the
+        newest there is.
+        """
+        stored = await self._stored()
+        if stored is not None and await self._has_tail(stored):
+            return stored, self.store
         subject = names.any_agent_subject(self._settings.cluster)
         try:
             answer = await self._session.request(subject, msgspec.json.encode({"do": "snapshot"}), ASK_S)
-            return msgspec.json.decode(answer, type=Manifest)
+            return msgspec.json.decode(answer, type=Manifest), self.transfer
         except (NatsUnavailable, RequestFailed) as error:
             log.debug("no member gives a snapshot now", reason=str(error))
-            return await newest_snapshot(self._session)
+        newest = await self.transfer.newest()
+        if stored is not None and (newest is None or newest.taken_ms < stored.taken_ms):
+            return stored, self.store
+        return newest, self.transfer
+
+    async def _stored(self) -> Manifest | None:
+        """The newest backup that can be read here; None if the store is away or there is none.
+
+        It need not be verified: fetching checks it just as well.
+        """
+        if self.store is self.transfer:
+            return None
+        try:
+            stored = await self.store.newest(self._refused)
+        except StoreError as error:
+            log.warning("the store of the snapshots cannot be asked", reason=str(error))
+            return None
+        return stored if stored is not None and stored.encryption is None else None
+
+    async def _has_tail(self, manifest: Manifest) -> bool:
+        state = await self._session.stream_state()
+        return manifest.stream == state.id and manifest.sequence >= state.first
 
     async def adopt(self) -> None:
         """The application's own file meets a cluster that exists: make them one, as `adopt` says."""
@@ -186,19 +266,33 @@ class Bootstrap:
                 "to join with an empty one, or set `adopt` to merge"
             )
         pause = LOOK_S
-        while (manifest := await self._snapshot()) is None:
+        manifest, repository = await self._snapshot()
+        while manifest is None:
             self._say("waiting for a member that can give the cluster's data, to adopt this file into it")
             await asyncio.sleep(pause)
             pause = min(2 * pause, LOOK_MOST_S)
+            manifest, repository = await self._snapshot()
         scratch = self._folder / "adopt.db"
         try:
-            await fetch_snapshot(self._session, manifest, scratch)
+            await repository.fetch(manifest, scratch)
             await asyncio.to_thread(make_fresh, scratch, self._settings.node)
             merge = policy is Adopt.MERGE
             await asyncio.to_thread(adopt, database, scratch, self._options, self._counters, merge=merge)
         finally:
             discard(scratch)
         log.info("the file is adopted into the cluster", snapshot=manifest.name)
+
+
+def _traces(database: Path) -> tuple[tuple[int, int], ...]:
+    """Size and time of change of the database's files."""
+    found = []
+    for suffix in ("", "-wal", "-journal"):
+        try:
+            stat = os.stat(database.with_name(database.name + suffix))
+        except FileNotFoundError:
+            continue
+        found.append((stat.st_size, stat.st_mtime_ns))
+    return tuple(found)
 
 
 def discard_leftovers(database: Path) -> None:

@@ -38,6 +38,15 @@ def run(config: Config = None) -> int:
     return runtime.run(settings)
 
 
+@application.command()
+def restore(config: Config = None) -> int:
+    """Bring the database if it is missing, from a member or the store, then end: for an init container."""
+    settings = _supported(config)
+    from replicated_sqlite_agent import runtime  # the other commands shall not wait for all that it imports
+
+    return runtime.restore(settings)
+
+
 @application.command("check-config")
 def check_config(config: Config = None) -> int:
     """Print the effective settings as YAML, secrets masked, or every mistake in them."""

@@ -33,6 +33,9 @@ class Counters:
     schema_installs: int = 0
     dead_letters: int = 0
     snapshots: int = 0
+    snapshots_verified: int = 0
+    snapshot_failures: int = 0
+    snapshot_bytes: int = 0
     rows_without_key: int = 0
     """Rows with NULL in their primary key: SQLite allows them, replication cannot name them."""
     repaired_rows: int = 0

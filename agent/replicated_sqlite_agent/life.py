@@ -32,9 +32,11 @@ from replicated_sqlite_agent.membership.trim import keep_from, trim, worth_trimm
 from replicated_sqlite_agent.outbound.publisher import Publisher
 from replicated_sqlite_agent.replica import conflicts
 from replicated_sqlite_agent.replica.state import FileReplacedError, Replica
-from replicated_sqlite_agent.settings import Settings
-from replicated_sqlite_agent.snapshots.copy import Manifest
-from replicated_sqlite_agent.snapshots.object_store import newest_snapshot, take_snapshot
+from replicated_sqlite_agent.settings import Retention, Settings
+from replicated_sqlite_agent.snapshots.documents import Manifest
+from replicated_sqlite_agent.snapshots.keeper import Backups, Keeper
+from replicated_sqlite_agent.snapshots.stores.base import StoreError
+from replicated_sqlite_agent.snapshots.taking import Source, take_snapshot
 from replicated_sqlite_agent.stream.errors import (
     NatsUnavailable,
     PublishUnacknowledged,
@@ -52,6 +54,8 @@ HOUSEKEEPING_S = 1.0
 RUN_BITS, STEP_BITS = 48, 36
 """Runs are drawn from 48 bits; of one file's runs each is smaller than the one before, by a random step of 36 bits."""
 
+SETTLE_S, SETTLE_MOST_S = 0.25, 2.0
+"""Quiet time after which a schema change counts as finished, and the longest wait for it."""
 TRIM_S = 10.0
 """Between two looks whether the stream should be trimmed."""
 MEND_PAUSE_S = 3.0
@@ -117,6 +121,8 @@ class Life:
         self._gap_since: float | None = None
         self._said_again: list[tuple[float, Vector]] = []
         self._snapshotting = asyncio.Lock()
+        self._transfer, self._store = bootstrap.transfer, bootstrap.store
+        self.backups = Backups(self._store.place)
         self._inode: tuple[int, int] = (0, 0)
         self.last_progress = time.monotonic()
         """When housekeeping last went through: the process is alive while this moves."""
@@ -159,7 +165,11 @@ class Life:
                 for job in jobs:
                     job.cancel()
         except BaseExceptionGroup as group:
-            raise _first(group) from group
+            error = _first(group)
+            if isinstance(error, FileReplacedError):
+                # The new file may come from anywhere: it does not say that it was this node's.
+                await self._give_name_back("catching up")
+            raise error from group
         finally:
             for serving in stops[0]:
                 serving()
@@ -212,6 +222,8 @@ class Life:
             tasks.create_task(self.orphans.run(), name="count orphans")
             tasks.create_task(self._trim_stream(), name="trim stream")
             await self.started.wait()
+            if self.settings.snapshots.schedule is not None:
+                tasks.create_task(self._keeper().run(), name="snapshots")
             if self._fresh:
                 # It must have applied every delete that others may already forget, before it says anything.
                 tasks.create_task(self.publisher.run(), name="publisher")
@@ -262,7 +274,25 @@ class Life:
     # ---- what the stations call -------------------------------------------------------------------------------------
 
     async def _prepare(self) -> None:
+        await self._schema_settled()
         await self._written(self._housekeep)
+
+    async def _schema_settled(self) -> None:
+        """Let the application finish its schema change before capture is made to fit.
+
+        Taking the write lock between two of its statements would fail a deferred transaction that has read already
+        (SQLITE_BUSY at once, whatever its timeout). What it writes meanwhile is found when capture is installed.
+        """
+        seen = await self.worker.call(self._schema_version)
+        ends = time.monotonic() + SETTLE_MOST_S
+        while seen != self.replica.catalog.schema_version and time.monotonic() < ends:
+            await asyncio.sleep(SETTLE_S)
+            before, seen = seen, await self.worker.call(self._schema_version)
+            if seen == before:
+                return
+
+    def _schema_version(self) -> int:
+        return int(self.replica.db.pragma("schema_version"))
 
     async def _written(self, work: Callable[[], None]) -> None:
         """Do it on the writer thread, again and again while the file cannot be written; housekeeping says so."""
@@ -301,6 +331,7 @@ class Life:
         while True:
             self._check_file()
             try:
+                await self._schema_settled()
                 self.vitals = await self.worker.call(self._look_after)
                 if failure:
                     log.info("the database can be written again")
@@ -477,10 +508,7 @@ class Life:
         floor = keep_from(members.values(), now, self.settings.limits.member_ttl)
 
         async def snapshot_sequence(wanted: int) -> int:
-            last = await newest_snapshot(self.session)
-            if last is None or last.stream != state.id or last.sequence < wanted:
-                last = await self.snapshot()
-            return last.sequence
+            return await self._snapshot_position(state.id, wanted)
 
         purged = await trim(state, floor, snapshot_sequence, self.session.purge)
         if purged:
@@ -582,18 +610,62 @@ class Life:
                 await self._say_again(_vector(request.get("lo")))
                 return msgspec.json.encode({"version": 1})
             case "snapshot":
-                return msgspec.json.encode(await self.snapshot())
+                backup = request.get("to") == "store"
+                return msgspec.json.encode(await (self._keeper().once() if backup else self.snapshot()))
             case other:
                 raise AgentError(f"node {self.settings.node} knows no request {other!r}")
 
-    async def snapshot(self) -> Manifest:
-        """Take a snapshot into the object store; requests that come meanwhile wait their turn."""
+    async def snapshot(self, *, backup: bool = False) -> Manifest:
+        """Take a snapshot for a joining member, or into the configured store; several wait for each other.
+
+        What joins goes through the cluster's own object store, so that it needs nothing that may be away.
+        """
         if not self.started.is_set():
             raise AgentError(f"node {self.settings.node} is still catching up")
+        repository = self._store if backup else self._transfer
         async with self._snapshotting:
-            return await take_snapshot(
-                self.session, self.settings.database, self._folder, self._options, self.counters, self._published
-            )
+            manifest = await take_snapshot(self._snapshot_source(), repository, backup=backup)
+            if not backup:
+                retention = self.settings.snapshots.retention if self._store is self._transfer else None
+                await repository.prune(1 if retention is None else retention.keep, None)
+        if repository is self._store:
+            self.backups.last = manifest
+        return manifest
+
+    def _snapshot_source(self) -> Source:
+        keys = self._bootstrap.recipients
+        return Source(self.settings.database, self._folder, self._options, self.counters, keys, self._published)
+
+    def _keeper(self) -> Keeper:
+        """What takes and checks backups."""
+        default = Retention(keep=1) if self._store is self._transfer else Retention()
+        return Keeper(
+            session=self.session,
+            repository=self._store,
+            schedule=self.settings.snapshots.schedule,
+            retention=self.settings.snapshots.retention or default,
+            run_number=self.run_number,
+            node=self.settings.node,
+            folder=self._folder,
+            now_ms=self.timekeeper.now_ms,
+            counters=self.counters,
+            backups=self.backups,
+            take=lambda: self.snapshot(backup=True),
+        )
+
+    async def _snapshot_position(self, stream: str, wanted: int) -> int:
+        """The position of a snapshot of this stream from which others can join, a new one's if the best lies before."""
+        if self._store is not self._transfer:
+            with suppress(StoreError):
+                best = await self._store.best()
+                if best is not None and best.good and best.manifest is not None:
+                    last = best.manifest
+                    if last.stream == stream and last.sequence >= wanted and last.encryption is None:
+                        return last.sequence
+        newest = await self._transfer.newest()
+        if newest is None or newest.stream != stream or newest.sequence < wanted:
+            newest = await self.snapshot()
+        return newest.sequence
 
     async def _published(self, clock: int) -> None:
         """Return once the stream has everything of this run up to this clock."""
@@ -680,23 +752,26 @@ class Life:
     async def _flush_at_stop(self) -> None:
         """Publish what is left, give the name back; what cannot be published stays on disk and is said."""
         newest = await self.worker.call(self._newest)
-        done = self.publisher is not None and self.session.connected
-        try:
-            async with asyncio.timeout(self.settings.limits.flush_timeout if done else 0):
-                if self.publisher is not None:
+        published = self.replica.progress.published_seq
+        if self.publisher is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.settings.limits.flush_timeout if self.session.connected else 0):
                     await self.publisher.wait_published(newest)
-        except TimeoutError:
-            published = self.publisher.acknowledged.seq if self.publisher is not None else 0
-            if newest > published:
-                log.warning(
-                    "stopping with changes that are not published; they are on disk and will be sent by the next start",
-                    rows=newest - published,
-                )
+            published = self.publisher.acknowledged.seq
+        if newest > published:
+            log.warning(
+                "stopping with changes that are not published; they are on disk and will be sent by the next start",
+                rows=newest - published,
+            )
         await self.worker.call(self._last_housekeeping)
+        await self._give_name_back("stopped")
+
+    async def _give_name_back(self, state: str) -> None:
+        """So that the next run of this node need not wait for the end of the lease."""
         with suppress(AgentError, TimeoutError):
             async with asyncio.timeout(2):
                 if self.session.connected and self.confirmed.is_set():
-                    await self._write_member("stopped")
+                    await self._write_member(state)
                     await self.lease.release()
 
     def _last_housekeeping(self) -> None:

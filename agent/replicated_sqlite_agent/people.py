@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from replicated_sqlite_agent import backups
 from replicated_sqlite_agent.commands import fetch_status, run_application
 from replicated_sqlite_contract import __version__
 
@@ -54,6 +55,9 @@ def status(
     for table in status_tables(document):
         console.print(table)
     return 0
+
+
+backups.add_to(application)
 
 
 @application.command()

@@ -48,6 +48,26 @@ def run(settings: Settings) -> int:
         return uvloop.run(_main(settings))
 
 
+def restore(settings: Settings) -> int:
+    """Bring the file that the next `run` needs, if it is missing; for an init container. Returns the exit code.
+
+    The founder of the cluster needs none: its application makes it. Others wait until a member or the store has one.
+    """
+    _configure_log(settings)
+    with FileLock(settings.database):
+        return uvloop.run(_restore(settings))
+
+
+async def _restore(settings: Settings) -> int:
+    if look(settings.database).present:
+        log.info("the database is there already", database=str(settings.database))
+        return 0
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return 0 if await Agent(settings).restore(stop) else 1
+
+
 async def _main(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -112,6 +132,38 @@ class Agent:
                 await self._embedded.stop()
         log.info("stopped", node=self._settings.node)
 
+    async def restore(self, stop: asyncio.Event) -> bool:
+        """Obtain the file, or find that this node founds the cluster; False if ``stop`` was set before."""
+        settings = await self._start_nats()
+        self._session = Session(settings.nats, settings.cluster, settings.node)
+        self._session.start()
+        self._session.when_disconnected(self._disconnected)
+        obtaining = asyncio.create_task(self._obtain(self._bootstrap()), name="obtain the file")
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            await asyncio.wait({obtaining, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if obtaining.done():
+                obtaining.result()
+            return obtaining.done()
+        finally:
+            obtaining.cancel()
+            stopping.cancel()
+            await asyncio.gather(obtaining, stopping, return_exceptions=True)
+            await self._session.close()
+            if self._embedded is not None:
+                await self._embedded.stop()
+
+    def _bootstrap(self) -> Bootstrap:
+        assert self._session is not None
+        return Bootstrap(self._settings, self._session, self._folder, self._options, self._counters, self._say)
+
+    async def _obtain(self, bootstrap: Bootstrap) -> None:
+        self._say("waiting for NATS, to join or to found the cluster")
+        await self._when_ready()
+        await bootstrap.obtain_file(wait_for_application=False)
+        if not self._settings.database.exists():
+            log.info("this node founds the cluster: its application creates the database")
+
     def _http_server(self) -> HealthServer | None:
         address = self._settings.http
         if address is None:
@@ -163,7 +215,7 @@ class Agent:
     async def _live(self, stop: asyncio.Event) -> None:
         """One run after another: a replaced file begins a new one."""
         assert self._session is not None
-        bootstrap = Bootstrap(self._settings, self._session, self._folder, self._options, self._counters, self._say)
+        bootstrap = self._bootstrap()
         while not stop.is_set():
             file = look(self._settings.database)
             life = Life(
@@ -348,6 +400,7 @@ class Agent:
             "conflicts": vitals.conflicts,
             "dead_letters": vitals.dead_letters,
             "applied_rows": self._counters.applied_rows,
+            "snapshots": life.backups.status(),
             "lag_seconds": self._lag(life),
         }
 
@@ -401,6 +454,7 @@ class Agent:
                 f"changes of run {run:012x} wait: its clock is {minutes:.0f} min ahead; set that machine's clock right"
             )
         alarms += life.policy_alarms
+        alarms += life.backups.alarms()
         alarms += list(life.applier.paused.values()) + list(life.replica.catalog.left_out.values())
         return alarms
 
@@ -410,6 +464,7 @@ class Agent:
         opened = life is not None and hasattr(life, "replica")
         vitals = life.vitals if life is not None else None
         offset = self._timekeeper.offset_ms()
+        last, verified = (life.backups.last, life.backups.verified_ms) if life is not None else (None, None)
         return Measures(
             cluster=self._settings.cluster,
             node=self._settings.node,
@@ -437,6 +492,10 @@ class Agent:
             fk_orphans=life.orphans.found if life is not None else None,
             database_bytes=_size(self._settings.database),
             wal_bytes=_size(self._settings.database.with_name(self._settings.database.name + "-wal")),
+            snapshot_last_seconds=last.taken_ms / 1000 if last is not None else None,
+            snapshot_verified_seconds=verified / 1000 if verified is not None else None,
+            snapshot_last_bytes=last.bytes if last is not None else None,
+            snapshot_last_stored_bytes=last.packed_bytes if last is not None else None,
         )
 
     def _living(self) -> Life:

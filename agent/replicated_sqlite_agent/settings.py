@@ -119,6 +119,11 @@ def _parse_duration(raw: Any) -> float:
     return float(raw)
 
 
+def seconds_of(duration: str) -> float:
+    """The seconds of a duration as settings spell it. Raises ValueError."""
+    return _parse_duration(duration)
+
+
 def _parse_duration_or_zero(raw: Any) -> float:
     return 0.0 if raw in (0, "0", "0s") and not isinstance(raw, bool) else _parse_duration(raw)
 
@@ -436,7 +441,7 @@ class Tables(_Section, frozen=True, kw_only=True):
 
 
 class S3(_Section, frozen=True, kw_only=True):
-    """A bucket of S3 or of what speaks like it. Not part of this version yet."""
+    """A bucket of S3 or of what speaks like it."""
 
     bucket: Text
     """Name of the bucket."""
@@ -461,21 +466,21 @@ class S3(_Section, frozen=True, kw_only=True):
 
 
 class FileStore(_Section, frozen=True, kw_only=True):
-    """A folder, for instance on a network volume. Not part of this version yet."""
+    """A folder, for instance on a network volume."""
 
     path: FilePath
     """The folder; made if it is not there."""
 
 
 class FsspecStore(_Section, frozen=True, kw_only=True):
-    """Any place that fsspec knows. Not part of this version yet."""
+    """Any place that fsspec knows. It and the package of the protocol must be installed beside the agent."""
 
     url: Text
     """URL of the folder, such as 'sftp://host/path'."""
 
 
 class Retention(_Section, frozen=True, kw_only=True):
-    """Which snapshots are kept; the last verified one always is. Not part of this version yet."""
+    """Which snapshots are kept; the last verified one always is."""
 
     keep: Count | None = None
     """Most snapshots to keep. None: no bound by number."""
@@ -485,7 +490,7 @@ class Retention(_Section, frozen=True, kw_only=True):
 
 
 class Encryption(_Section, frozen=True, kw_only=True):
-    """Encryption of snapshots before they leave the agent. Not part of this version yet."""
+    """Encryption of snapshots before they leave the agent, in the age format."""
 
     recipients: tuple[Text, ...] = ()
     """Public keys (X25519, 'age1...') that can open a snapshot."""
@@ -502,27 +507,27 @@ class Snapshots(_Section, frozen=True, kw_only=True):
     """Copies from which replicas join."""
 
     store: StoreKind = StoreKind.NATS
-    """Where they are kept. `nats`, the object store of the cluster, needs no other setting and holds the newest. Not
-    part of this version yet: the others."""
+    """Where they are kept. `nats`, the object store of the cluster, needs no other setting and holds the newest; use
+    the same store on all nodes."""
 
     s3: S3 | None = None
-    """The bucket, with `store: s3`. Not part of this version yet."""
+    """The bucket, with `store: s3`."""
 
     file: FileStore | None = None
-    """The folder, with `store: file`. Not part of this version yet."""
+    """The folder, with `store: file`."""
 
     fsspec: FsspecStore | None = None
-    """The place, with `store: fsspec`. Not part of this version yet."""
+    """The place, with `store: fsspec`."""
 
     schedule: Schedule | None = None
-    """When one is taken: cron in UTC, or every so long. None: when a replica joins or the stream is trimmed. Not part
-    of this version yet."""
+    """When one is taken by one of the members and verified: cron in UTC, or every so long; the first at once. None:
+    when a replica joins or the stream is trimmed."""
 
     retention: Retention | None = None
-    """Which are kept. None: all that the store holds. Not part of this version yet."""
+    """Which are kept. None: one in the NATS object store, all in another store."""
 
     encryption: Encryption | None = None
-    """To whom they are readable. None: they are not encrypted. Not part of this version yet."""
+    """To whom they are readable; with another store than `nats`. None: they are not encrypted."""
 
     def complaints(self) -> Complaints:
         for kind in (StoreKind.S3, StoreKind.FILE, StoreKind.FSSPEC):
@@ -531,6 +536,8 @@ class Snapshots(_Section, frozen=True, kw_only=True):
                 yield kind.value, f"is not used with 'store: {self.store}'; write 'store: {kind}' or leave it out"
             if not given and self.store is kind:
                 yield kind.value, f"is missing; 'store: {kind}' needs it"
+        if self.encryption is not None and self.store is StoreKind.NATS:
+            yield "encryption", "goes with 'store: s3', 'file' or 'fsspec'; from NATS the members themselves read"
 
 
 class Archive(_Section, frozen=True, kw_only=True):
@@ -675,13 +682,6 @@ def unsupported(settings: Settings) -> list[str]:
             (f"tables.policies[{at}].columns.{column}: '{merge}'", "leave it out")
             for column, merge in policy.columns.items()
         ]
-    if settings.snapshots.store is not StoreKind.NATS:
-        later.append((f"snapshots.store: '{settings.snapshots.store}'", "leave it out, or use 'nats'"))
-    later += [
-        (f"snapshots.{key}:", "leave it out")
-        for key in ("schedule", "retention", "encryption")
-        if getattr(settings.snapshots, key) is not None
-    ]
     if settings.archive.enabled:
         later.append(("archive.enabled:", "leave it out"))
     if settings.schema.migrations is not None:

@@ -10,6 +10,7 @@ import time
 
 import nats
 from nats.aio.msg import Msg
+from nats.js.api import DeliverPolicy
 
 from benchmarks.processes import ready
 
@@ -31,7 +32,9 @@ async def main() -> None:
         if len(seen) >= given.count:
             everything.set()
 
-    await connection.jetstream().subscribe(given.subject, ordered_consumer=True, deliver_policy="new", cb=note)
+    await connection.jetstream().subscribe(
+        given.subject, ordered_consumer=True, deliver_policy=DeliverPolicy.NEW, cb=note
+    )
     await connection.flush()
     await asyncio.get_running_loop().run_in_executor(None, ready)
     await everything.wait()

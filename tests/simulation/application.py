@@ -76,7 +76,7 @@ class Application:
         self.db.create_function("julianday", 1, lambda _: 2440587.5 + (wall_ms() + 0.5) / 86_400_000)
         self.db.execute("PRAGMA synchronous = OFF")
         self.inserted: dict[int, set[object]] = {}
-        """Of the table without a key: unique value of the row -> every second value ever written there and committed."""
+        """Of the table without a key: unique value of the row -> every second value committed there."""
         self.deleted: set[int] = set()
         self._inserting: dict[int, set[object]] = {}
         self._deleting: set[int] = set()
@@ -86,7 +86,8 @@ class Application:
 
     def transaction(self) -> str:
         """One transaction of a few statements, committed or not; returns what happened, for the history."""
-        chance, told = self._chance, []
+        chance = self._chance
+        told: list[str] = []
         self.db.execute(f"PRAGMA recursive_triggers = {chance.randint(0, 1)}")
         self.db.execute("PRAGMA foreign_keys = 1")
         self._inserting, self._deleting = {}, set()
@@ -96,8 +97,7 @@ class Application:
                 self._statement(told)
                 if not self.db.in_transaction:
                     return f"{'; '.join(told)} -- rolled back by SQLite"
-            if chance.random() < 0.08:
-                raise ChangedItsMindError
+            self._hesitate()
         except ChangedItsMindError:
             self.db.execute("ROLLBACK")
             return f"{'; '.join(told)} -- rolled back"
@@ -108,6 +108,10 @@ class Application:
             self.inserted.setdefault(row, set()).update(values)
         self.deleted |= self._deleting
         return "; ".join(told)
+
+    def _hesitate(self) -> None:
+        if self._chance.random() < 0.08:
+            raise ChangedItsMindError
 
     def _statement(self, told: list[str]) -> None:
         """One statement, or some in a savepoint that is kept or undone."""
@@ -172,7 +176,9 @@ class Application:
         g, k, column = chance.choice("xy"), str(chance.randint(0, 3)), chance.choice("ab")
         match chance.randint(0, 6):
             case 0 | 1:
-                self._run(told, f"INSERT {clause}INTO kv(g, k, a, b) VALUES (?, ?, ?, ?)", g, k, self._value(), self._value())
+                self._run(
+                    told, f"INSERT {clause}INTO kv(g, k, a, b) VALUES (?, ?, ?, ?)", g, k, self._value(), self._value()
+                )
             case 2 | 3:
                 self._run(told, f"UPDATE kv SET {column} = ? WHERE g = ? AND k = ?", self._value(), g, k)
             case 4:
@@ -181,7 +187,9 @@ class Application:
                 self._run(told, f"UPDATE {clause}kv SET k = ? WHERE k = ?", str(chance.randint(0, 3)), k)
             case _:
                 upsert = "ON CONFLICT(g, k) DO UPDATE SET a = excluded.a WHERE kv.b IS NOT NULL"
-                self._run(told, f"INSERT INTO kv(g, k, a, b) VALUES (?, ?, ?, ?) {upsert}", g, k, self._value(), self._value())
+                self._run(
+                    told, f"INSERT INTO kv(g, k, a, b) VALUES (?, ?, ?, ?) {upsert}", g, k, self._value(), self._value()
+                )
 
     def _quoted(self, told: list[str]) -> None:
         chance, clause, key = self._chance, self._clause(), self._chance.randint(1, 5)
@@ -221,7 +229,8 @@ class Application:
         self._count += 1
 
     def _doc(self, told: list[str]) -> None:
-        chance, clause, key, column = self._chance, self._clause(), self._chance.randint(1, 3), self._chance.choice("abc")
+        chance, clause = self._chance, self._clause()
+        key, column = chance.randint(1, 3), chance.choice("abc")
         match chance.randint(0, 6):
             case 0:
                 sql = f"INSERT {clause}INTO doc(id, a, b, c) VALUES (?, ?, ?, ?)"
@@ -248,23 +257,25 @@ class Application:
             case 2:
                 self._run(told, "UPDATE tag SET v = ? WHERE name = ?", self._value(), name)
             case 3:
-                self._run(told, f"UPDATE {clause}tag SET name = ? WHERE name = ?", chance.choice((name.swapcase(), "c")), name)
+                self._run(
+                    told, f"UPDATE {clause}tag SET name = ? WHERE name = ?", chance.choice((name.swapcase(), "c")), name
+                )
             case _:
                 self._run(told, "DELETE FROM tag WHERE name = ?", name)
 
     def _mix(self, told: list[str]) -> None:
         """A key without affinity: 1, 1.0, '1' and x'31' meet in it, and text that is not UTF-8."""
         chance, clause = self._chance, self._clause()
-        k, l = (chance.choice((1, 1.0, "1", b"1", RawText(b"\xff"), 0.0, -0.0)) for _ in "kl")
+        first, second = (chance.choice((1, 1.0, "1", b"1", RawText(b"\xff"), 0.0, -0.0)) for _ in range(2))
         match chance.randint(0, 4):
             case 0 | 1:
-                self._run(told, f"INSERT {clause}INTO mix VALUES (?, ?, ?)", k, l, self._value())
+                self._run(told, f"INSERT {clause}INTO mix VALUES (?, ?, ?)", first, second, self._value())
             case 2:
-                self._run(told, "UPDATE mix SET v = ? WHERE k = ?", self._value(), k)
+                self._run(told, "UPDATE mix SET v = ? WHERE k = ?", self._value(), first)
             case 3:
-                self._run(told, f"UPDATE {clause}mix SET k = ? WHERE l = ?", k, l)
+                self._run(told, f"UPDATE {clause}mix SET k = ? WHERE l = ?", first, second)
             case _:
-                self._run(told, "DELETE FROM mix WHERE k = ? AND l = ?", k, l)
+                self._run(told, "DELETE FROM mix WHERE k = ? AND l = ?", first, second)
 
     def _usr(self, told: list[str]) -> None:
         chance, clause, key = self._chance, self._clause(), self._chance.randint(-1, 5)
@@ -346,9 +357,13 @@ class Application:
         word = chance.choice(("red", "green", "blue"))
         match chance.randint(0, 4):
             case 0 | 1:
-                self._run(told, f"INSERT {clause}INTO art VALUES (?, ?, ?)", key, f"word {word}", f"{word} {self.number}")
+                self._run(
+                    told, f"INSERT {clause}INTO art VALUES (?, ?, ?)", key, f"word {word}", f"{word} {self.number}"
+                )
             case 2:
-                self._run(told, f"UPDATE art SET {chance.choice(('title', 'body'))} = ? WHERE id = ?", f"word {word}", key)
+                self._run(
+                    told, f"UPDATE art SET {chance.choice(('title', 'body'))} = ? WHERE id = ?", f"word {word}", key
+                )
             case 3:
                 self._run(told, f"UPDATE {clause}art SET id = ? WHERE id = ?", chance.randint(1, 4), key)
             case _:

@@ -6,7 +6,7 @@ import sqlite3
 import struct
 from typing import TYPE_CHECKING
 
-from replicated_sqlite_agent.changes import Key, RawText, RowState, Value, Version
+from replicated_sqlite_agent.changes import ZERO, Key, RawText, RowState, Value, Version
 from replicated_sqlite_agent.database.exact import select
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.values import unpack_values
@@ -65,16 +65,19 @@ class Oracle:
     def __init__(self, world: World) -> None:
         self.world = world
         self.writes: list[Noted] = []
+        self.stamped: set[tuple[str, Key, int]] = set()
+        """(table, key, clock) of every change that the application committed and a fold saw."""
         self.torn = False
         """A gap was forced: whole transactions are not promised then."""
         self._by_row: dict[tuple[str, Key, Version], dict[str, Exact]] = {}
         self.values: dict[tuple[str, Key, str, Version], tuple[Exact, str]] = {}
 
-    # ---- while it runs ------------------------------------------------------------------------------------------------
+    # ---- while it runs ---------------------------------------------------------------------------------------------
 
-    def note(self, node: Node, noted: list[Noted]) -> None:
-        """Folds that are committed now; every committed log row must get the clock that its place in the log decides."""
+    def note(self, node: Node, noted: list[Noted], stamped: list[tuple[str, Key, int]]) -> None:
+        """Folds that are committed now."""
         self.writes += noted
+        self.stamped.update(stamped)
         folded = node.replica.progress.folded_seq
         node.folded |= {seq for seq in node.ledger if seq <= folded}
 
@@ -120,11 +123,12 @@ class Oracle:
                 for column, value in state.values.items():
                     version = state.version_of(column)
                     name = (rows.table.name, rows.table.same_key(key), column, version)
-                    seen, where = self.values.setdefault(name, (exact(value), f"{node.name} at {len(self.world.history)}"))
+                    here = f"{node.name} at {len(self.world.history)}"
+                    seen, where = self.values.setdefault(name, (exact(value), here))
                     if seen != exact(value):
-                        raise FlawError(f"one version, two values: {name} is {seen} ({where}) and {value!r} on {node.name}")
+                        raise FlawError(f"one version, two values: {name} is {seen} ({where}) and {value!r} ({here})")
 
-    # ---- at the end ---------------------------------------------------------------------------------------------------
+    # ---- at the end ------------------------------------------------------------------------------------------------
 
     def at_the_end(self) -> None:
         """All is quiet: the replicas are equal and nothing was lost on the way."""
@@ -135,8 +139,9 @@ class Oracle:
             self._sound(node)
             self._equal(first, node)
             self._all_folded(node)
+            self._none_invented(node)
         self._notes()
-        if not any(node.app.column_added for node in self.world.nodes):
+        if self.world.exact_notes and not self.world.lossy and not any(node.app.column_added for node in self.world.nodes):
             self._conflicts()
 
     def _nothing_waits(self, node: Node) -> None:
@@ -169,9 +174,10 @@ class Oracle:
             if a != b:
                 only = [row for row in a if row not in b][:3], [row for row in b if row not in a][:3]
                 raise FlawError(f"{table} differs between {one.name} and {other.name}: {only}")
-            a, b = living(one, table), living(other, table)
-            if a != b:
-                differing = {k: (a.get(k), b.get(k)) for k in a.keys() | b.keys() if a.get(k) != b.get(k)}
+            here, there = living(one, table), living(other, table)
+            if here != there:
+                keys = here.keys() | there.keys()
+                differing = {k: (here.get(k), there.get(k)) for k in keys if here.get(k) != there.get(k)}
                 raise FlawError(f"versions of {table} differ between {one.name} and {other.name}: {differing}")
         hidden = [sorted(n.replica.db.execute("SELECT name, key, row FROM __rsqlite_hidden")) for n in (one, other)]
         if hidden[0] != hidden[1]:
@@ -184,6 +190,15 @@ class Oracle:
     def _all_folded(self, node: Node) -> None:
         if missing := node.ledger.keys() - node.folded:
             raise FlawError(f"{node.name}: log rows {sorted(missing)[:5]} were committed and never folded")
+
+    def _none_invented(self, node: Node) -> None:
+        """Each version of a living row is that of a change which the application made to this row."""
+        for rows in node.replica.tables.values():
+            for key, state in [] if rows.table.keyless else stored_versions(rows):
+                shown = {state.life, *(state.version_of(c) for c in rows.table.columns)} if state.alive else set()
+                for version in shown - {ZERO}:
+                    if (rows.table.name, rows.table.same_key(key), version.clock) not in self.stamped:
+                        raise FlawError(f"{node.name}: nobody wrote {rows.table.name}{key} at {version}")
 
     def _conflicts(self) -> None:
         """Of tables that merge by row: each write discarded unknown to its winner is recorded, and nothing else is."""
@@ -212,10 +227,8 @@ class Oracle:
     def _merged_by_row(self) -> list[str]:
         return [t for t in ("kv", "a b", "doc", "par", "chd", "art", "debit") if t not in self.world.by_column]
 
-    def _discarded_unknown(
-        self, write: Noted, version: Version, writes: list[Noted], final: RowState | None
-    ) -> bool:
-        if not write.state.alive or (final is not None and final.newest() == version):
+    def _discarded_unknown(self, write: Noted, version: Version, writes: list[Noted], final: RowState | None) -> bool:
+        if write.inherited or not write.state.alive or (final is not None and final.newest() == version):
             return False
         others = [w for w in writes if newest_own(w) != version]
         if any(knew(w, version) or newest_own(w).clock == version.clock for w in others):
@@ -238,19 +251,19 @@ class Oracle:
 
     def _notes(self) -> None:
         """The table without a key: a row is there unless somebody deleted it, once, with a value somebody wrote."""
-        written: dict[int, set[Exact]] = {-1: {exact("founded")}, -2: {exact("founded")}}
-        deleted: set[int] = set()
+        written: dict[object, set[Exact]] = {-1: {exact("founded")}, -2: {exact("founded")}}
+        deleted: set[object] = set()
         for node in self.world.nodes:
             for row, values in node.app.inserted.items():
                 written.setdefault(row, set()).update(exact(v) for v in values)  # type: ignore[arg-type]
             deleted |= node.app.deleted
         shown = [(row[0][1], row[1]) for row in dump(self.world.nodes[0].app.db, "note")]
-        for row, value in shown:
-            if value not in written.get(row, ()):  # type: ignore[arg-type, call-overload]
-                raise FlawError(f"note {row} shows {value}, which nobody wrote")
-        names = [row for row, _ in shown]
-        if self.world.exact_notes and sorted(names) != sorted(written.keys() - deleted):  # type: ignore[type-var]
-            raise FlawError(f"notes are {sorted(names)}, expected {sorted(written.keys() - deleted)}")  # type: ignore[type-var]
+        for name, value in shown:
+            if value not in written.get(name, ()):
+                raise FlawError(f"note {name} shows {value}, which nobody wrote")
+        names, expected = sorted(map(str, (row for row, _ in shown))), sorted(map(str, written.keys() - deleted))
+        if self.world.exact_notes and names != expected:
+            raise FlawError(f"notes are {names}, expected {expected}")
 
 
 def newest_own(write: Noted) -> Version:

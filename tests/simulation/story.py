@@ -1,6 +1,6 @@
 """One seed, one history: what happens, in which order, and that all is right at the end.
 
-    python -m simulation.story FIRST [COUNT] [MUTANT]     (from the folder tests)
+In the folder tests, ``python -m simulation.story FIRST COUNT`` runs seeds and lists the kinds of failures.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from replicated_sqlite_agent.changes import least
 from simulation.world import AbortedError, FlawError, Node, World
 
 Step = Callable[[World, Node], "str | None"]
@@ -114,7 +115,30 @@ def _clone(world: World, node: Node) -> str | None:
     return world.clone(node).name
 
 
-COMMON: tuple[tuple[int, Step], ...] = ((38, _write), (16, _publish), (18, _pull), (4, _fold), (4, _housekeeping), (4, _acknowledge))
+def _lose(world: World, node: Node) -> str | None:
+    """The stream loses its last messages, acknowledged or not; everybody notices and says again what may be missing."""
+    count = min(world.stream.last, world.chance.choice((1, 2, 4)))
+    if not count:
+        return None
+    del world.stream.messages[-count:]
+    for other in world.nodes:
+        other.notice_loss()
+    lo = least([other.replica.runs.vector() for other in world.nodes])
+    for other in world.nodes:
+        other.refill(lo)
+    world.hit("stream lost messages")
+    world.oracle.torn = world.lossy = True
+    return f"{count} messages, refill from {lo}"
+
+
+COMMON: tuple[tuple[int, Step], ...] = (
+    (38, _write),
+    (16, _publish),
+    (18, _pull),
+    (4, _fold),
+    (4, _housekeeping),
+    (4, _acknowledge),
+)
 NEMESES: dict[str, Step] = {
     "badly": _publish_badly,
     "restart": _restart,
@@ -125,6 +149,7 @@ NEMESES: dict[str, Step] = {
     "skew": _skew,
     "column": _add_column,
     "clone": _clone,
+    "lose": _lose,
     "slow": _pull,
 }
 
@@ -150,17 +175,14 @@ def _live(world: World) -> None:
     nemeses = chance.sample(sorted(NEMESES), chance.choice((0, 2, 3, 5, len(NEMESES))))
     world.history.append(
         f"seed {world.seed}: {len(world.nodes)} nodes, {world.journal}, chunks of {world.chunk_bytes}, "
-        f"by column {world.by_column}, images from {world.image_rows} rows, nemeses {nemeses}, measured {world.measured}"
+        f"by column {world.by_column}, images from {world.image_rows} rows, measured {world.measured}, {nemeses}"
     )
     steps = chance.choice((30, 60, 100))
     common = [step for weight, step in COMMON for _ in range(weight)]
     for number in range(steps):
         world.now_ms += chance.choice((0, 0, 1, 1, 5, 50))
         node = chance.choice(world.nodes)
-        if nemeses and chance.random() < 0.2:
-            step = NEMESES[chance.choice(nemeses)]
-        else:
-            step = chance.choice(common)
+        step = NEMESES[chance.choice(nemeses)] if nemeses and chance.random() < 0.2 else chance.choice(common)
         world.history.append(f"{node.name} {step.__name__[1:]}: ...")
         told = step(world, node)
         world.history[-1] = f"{node.name} {step.__name__[1:]}: {told}"
@@ -232,7 +254,8 @@ def main() -> None:
             kind = f"{type(error).__name__} {str(error)[:50]}"
             bad.setdefault(kind, []).append(seed)
             shown.setdefault(kind, traceback.format_exc() if count == 1 else f"{error}"[:1500])
-    print(f"{count} seeds, {sum(map(len, bad.values()))} bad, {time.monotonic() - began:.1f} s", dict(sorted(hits.items())))
+    took = time.monotonic() - began
+    print(f"{count} seeds, {sum(map(len, bad.values()))} bad, {took:.1f} s", dict(sorted(hits.items())))
     for kind, seeds in sorted(bad.items(), key=lambda item: -len(item[1])):
         print(len(seeds), kind, seeds[:8], "\n    ", shown[kind])
 

@@ -55,6 +55,8 @@ class Noted:
     clock: int
     seen: dict[int, int]
     columns: tuple[str, ...]
+    inherited: bool
+    """The former run may have published it under its own number."""
 
 
 @dataclass(slots=True)
@@ -80,26 +82,33 @@ class WatchedReplica(Replica):
     def __init__(self, path: Path, options: CaptureOptions, counters: Counters, noted: list[Noted]) -> None:
         super().__init__(path, options, counters)
         self._noted = noted
+        self.starting = True
+        self.stamped: list[tuple[str, Key, int]] = []
+        """(table, key, clock) of each log row folded in this transaction that says a change."""
 
     def fold(self, rows_max: int, usable: set[int] | None = None) -> int:
         """The fold, and a note of each key that it gave a version."""
-        after = self.progress.folded_seq
-        seen = self.vector_of_others()
-        width = self._log_width()
-        columns = ["top", *(f"k{i + 1}" for i in range(width))]
-        kinds = dict(self.catalog.by_number)
+        before, seen, tables = self.progress, self.vector_of_others(), dict(self.catalog.by_number)
+        columns = ["top", "ts", *(f"k{i + 1}" for i in range(self._log_width()))]
         count = super().fold(rows_max, usable)
         if not count:
             return 0
-        rest = f"FROM {LOG} WHERE seq > {after} AND seq <= {self.progress.folded_seq}"
-        mentioned = {}
-        for top, *key in select(self.db, columns, rest):
-            number, kind = divmod(int(top), 8)  # type: ignore[arg-type]
-            if kind in (Kind.INSERT, Kind.UPDATE, Kind.DELETE) and number in self.tables and number in kinds:
-                mentioned[number, tuple(key[: len(kinds[number].table.key)])] = kind
-        for number, key in mentioned:
-            if not self._mentioned_later(number, key):
-                self._note(number, key, seen)
+        rest = f"FROM {LOG} WHERE seq > {before.folded_seq} AND seq <= {self.progress.folded_seq} ORDER BY seq"
+        mentioned: dict[tuple[int, Key], None] = {}
+        clock = before.clock
+        for top, stamp_ms, *key in select(self.db, columns, rest):
+            clock = max(clock + 1, (stamp_ms + before.clock_offset) << CLOCK_SHIFT)
+            number, kind = divmod(top, 8)
+            if kind in (Kind.INSERT, Kind.UPDATE, Kind.DELETE) and number in self.tables and number in tables:
+                table = tables[number].table
+                name = tuple(key[: len(table.key)])
+                mentioned[number, name] = None
+                self.stamped.append((table.name, table.same_key(name), clock))
+        if clock != self.progress.clock:
+            raise FlawError(f"the fold ends at clock {self.progress.clock}, its log rows say {clock}")
+        for number, name in mentioned:
+            if not self._mentioned_later(number, name):
+                self._note(number, name, seen)
         return count
 
     def _mentioned_later(self, number: int, key: Key) -> bool:
@@ -121,7 +130,8 @@ class WatchedReplica(Replica):
             raise FlawError(f"{rows.table.name}{key} was folded and has no version of its own: {stored.state}")
         same = rows.table.same_key(key)
         columns = rows.table.columns
-        self._noted.append(Noted(rows.table.name, same, stored.state, self.progress.run, clock, seen, columns))
+        state, run = stored.state, self.progress.run
+        self._noted.append(Noted(rows.table.name, same, state, run, clock, seen, columns, self.starting))
 
 
 class ServerTime(Timekeeper):
@@ -158,7 +168,11 @@ class Node:
         """What this node's clock shows."""
         return self.world.now_ms + self.skew_ms
 
-    # ---- the agent's process ------------------------------------------------------------------------------------------
+    def _julian_day(self, *_: object) -> float:
+        """What `julianday` says, so that the agent's own log rows have the simulated time too."""
+        return 2440587.5 + (self.wall_ms() + 0.5) / 86_400_000
+
+    # ---- the agent's process ---------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """A new run on the file, as every start of an agent is."""
@@ -166,27 +180,26 @@ class Node:
         self.run = world.chance.getrandbits(47)
         self.runs = [*getattr(self, "runs", []), self.run]
         self.replica = WatchedReplica(self.path, world.options(self.name), self.counters, self.unsure)
-        self.replica.db.create_scalar_function(
-            "julianday", lambda _: 2440587.5 + (self.wall_ms() + 0.5) / 86_400_000, 1
-        )
+        self.replica.db.create_scalar_function("julianday", self._julian_day, 1)
         self.replica.timekeeper = ServerTime(self)
         self.reader = LogReader(self.path, world.folder)
         with self.noting():
             self.replica.start_run(self.run, CLUSTER, self.name)
+        self.replica.starting = False
         self.applier = Applier(self.replica, self.counters)
         self.assembler = Assembler(world.folder, self.counters)
         self._from_the_file()
 
     def _from_the_file(self) -> None:
         progress = self.replica.progress
-        self.assembler.reset(progress.sequence, progress.group_id)
-        self.cursor = progress.sequence
+        self.deliver_again()
         self.acknowledged = Sent(progress.published, progress.published_seq)
         self.read_again()
 
     def read_again(self) -> None:
         """The publisher starts again after what is acknowledged."""
-        self.sent, self.covers = self.acknowledged, {}
+        self.sent = self.acknowledged
+        self.covers: dict[int, tuple[int, int]] = {}
         self.underway: list[Group] = []
 
     def stop(self) -> None:
@@ -198,16 +211,16 @@ class Node:
     def noting(self) -> Iterator[None]:
         """What was folded counts once it is committed."""
         self.unsure.clear()
+        self.replica.stamped.clear()
         yield
-        self.world.oracle.note(self, self.unsure)
-        self.unsure.clear()
+        self.world.oracle.note(self, self.unsure, self.replica.stamped)
 
     def write(self, work: Callable[[], object]) -> None:
         """A transaction of the agent."""
         with self.noting(), self.replica.transaction():
             work()
 
-    # ---- the way out --------------------------------------------------------------------------------------------------
+    # ---- the way out -----------------------------------------------------------------------------------------------
 
     def _group(self) -> Group | None:
         for _ in range(4):
@@ -266,7 +279,7 @@ class Node:
             self.acknowledged = Sent(clock, max(seq, self.acknowledged.seq))
             self.replica.acknowledged(self.run, self.acknowledged.clock, self.acknowledged.seq)
 
-    # ---- the way in ---------------------------------------------------------------------------------------------------
+    # ---- the way in ------------------------------------------------------------------------------------------------
 
     def pull(self, count: int) -> str:
         """Take messages from the stream and apply the groups they complete, in one transaction."""
@@ -298,9 +311,29 @@ class Node:
             self.acknowledge(1)
 
     def deliver_again(self) -> None:
-        """The consumer is made anew from the position in the file."""
-        self.assembler.reset(self.replica.progress.sequence, self.replica.progress.group_id)
-        self.cursor = self.replica.progress.sequence
+        """The consumer is made anew from the position in the file, if the stream still has that message there."""
+        progress = self.replica.progress
+        sequence = progress.sequence if self._has_message(progress.sequence, progress.group_id) else 0
+        self.assembler.reset(sequence, progress.group_id if sequence else None)
+        self.cursor = sequence
+
+    def _has_message(self, sequence: int, group_id: bytes | None) -> bool:
+        messages = self.world.stream.messages
+        if not 0 < sequence <= len(messages):
+            return False
+        return decode_chunk(messages[sequence - 1][1]).group == group_id
+
+    def notice_loss(self) -> None:
+        """The stream ends before what was read here, or has another message there: read it again from its beginning."""
+        if self.cursor > self.world.stream.last:
+            self.deliver_again()
+
+    def refill(self, lo: dict[int, int]) -> None:
+        """Say again what somebody may not have."""
+        self.write(lambda: self.replica.refill(lo))
+        progress = self.replica.progress
+        self.acknowledged = Sent(progress.published, progress.published_seq)
+        self.read_again()
 
     @contextmanager
     def refusing_commits(self) -> Iterator[None]:
@@ -313,7 +346,7 @@ class Node:
         finally:
             self.replica.db.set_commit_hook(None)
 
-    # ---- the application ------------------------------------------------------------------------------------------------
+    # ---- the application -------------------------------------------------------------------------------------------
 
     def newest(self) -> int:
         """The newest log row."""
@@ -350,6 +383,8 @@ class World:
         self.hits: dict[str, int] = {}
         self.hits["groups of several chunks"] = 0
         self.chunk_bytes = self.chance.choice((150, 700, 4000, 1 << 19))
+        self.lossy = False
+        """Whether the stream lost messages: what was discarded may then not be recorded."""
         self.exact_notes = True
         """Whether no file was copied raw: rows without a key that were not folded are then there twice."""
         self.measured = self.chance.random() < 0.3

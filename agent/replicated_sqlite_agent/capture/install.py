@@ -125,7 +125,7 @@ def _forget(db: apsw.Connection, entry: _Known) -> None:
     """The application dropped this table, or it is no longer to be replicated."""
     for trigger in _own_triggers(db, entry.name):
         db.execute(f"DROP TRIGGER {quote(trigger)}")
-    db.execute(f"DROP TABLE IF EXISTS {side(entry.name)}")
+    db.execute(f"DROP TABLE IF EXISTS main.{side(entry.name)}")
     db.execute(f"DELETE FROM {PREFIX}tables WHERE number = ?", (entry.number,))
     db.execute(f"DELETE FROM {PREFIX}hidden WHERE name = ?", (entry.name,))
     db.execute(f"DELETE FROM {LOG} WHERE top / {KIND_FACTOR} = ? AND {_not_newest()}", (entry.number,))
@@ -157,7 +157,8 @@ def _install_table(
     if options.read_only:
         wanted |= read_only_triggers(table, options.node)
     if known is None:
-        db.execute(f"DROP TABLE IF EXISTS {side(table.name)}")
+        # Named with its schema: an unqualified name would be looked for in attached databases as well.
+        db.execute(f"DROP TABLE IF EXISTS main.{side(table.name)}")
         create_side_table(db, table)
         if table.keyless:
             _number_founding_rows(db, table)

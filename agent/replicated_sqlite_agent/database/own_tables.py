@@ -7,6 +7,7 @@ the same transaction as the rows it counts.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import apsw
 import msgspec
@@ -150,7 +151,17 @@ def create_side_table(db: apsw.Connection, table: Table) -> None:
 
 def read_progress(db: apsw.Connection) -> Progress:
     """The row of ``__rsqlite_state``."""
-    row = all_rows(db, _READ)[0]
+    return decode_progress(progress_row(db))
+
+
+def progress_row(db: apsw.Connection) -> tuple[Any, ...]:
+    """The row of ``__rsqlite_state`` as it is stored."""
+    row: tuple[Any, ...] = all_rows(db, _READ)[0]
+    return row
+
+
+def decode_progress(row: tuple[Any, ...]) -> Progress:
+    """What `progress_row` means."""
     values = dict(zip(_COLUMNS, row, strict=True))
     values["stretches"] = tuple(Stretch(clock, seen) for clock, seen in _stretches.decode(values["stretches"]))
     values["covers"] = _covers.decode(values["covers"])
@@ -188,7 +199,16 @@ class Runs:
     @classmethod
     def read(cls, db: apsw.Connection) -> Runs:
         """Read them all; they are few."""
-        rows = db.execute(f"SELECT id, run, node, position, context FROM {PREFIX}runs WHERE NOT ended")
+        return cls.decode(cls.rows(db))
+
+    @staticmethod
+    def rows(db: apsw.Connection) -> list[tuple[Any, ...]]:
+        """They as they are stored."""
+        return all_rows(db, f"SELECT id, run, node, position, context FROM {PREFIX}runs WHERE NOT ended")
+
+    @classmethod
+    def decode(cls, rows: list[tuple[Any, ...]]) -> Runs:
+        """What `rows` means."""
         return cls([Run(i, r, n, p, _vector.decode(c) if c else {}) for i, r, n, p, c in rows])
 
     def id_of(self, db: apsw.Connection, run: int) -> int:
@@ -239,7 +259,7 @@ def drop_own_objects(db: apsw.Connection) -> int:
     """Take every trace of the agent out of the file; returns how many objects there were."""
     objects = own_objects(db)
     for kind, name in objects:
-        db.execute(f"DROP {kind.upper()} IF EXISTS {quote(name)}")
+        db.execute(f"DROP {kind.upper()} IF EXISTS main.{quote(name)}")
     return len(objects)
 
 

@@ -68,6 +68,11 @@ class Measures:
     database_bytes: Annotated[int | None, Gauge("Size of the database file in bytes.")]
     wal_bytes: Annotated[int | None, Gauge("Size of SQLite's write-ahead log beside it in bytes.")]
 
+    snapshot_last_seconds: Annotated[float | None, Gauge("When the last snapshot known here was taken, since 1970.")]
+    snapshot_verified_seconds: Annotated[float | None, Gauge("When a snapshot was last found right here, since 1970.")]
+    snapshot_last_bytes: Annotated[int | None, Gauge("Size of the database in the last snapshot in bytes.")]
+    snapshot_last_stored_bytes: Annotated[int | None, Gauge("Size of the last snapshot in its store in bytes.")]
+
 
 COUNTER_HELP: Final = {
     "applied_groups": "Groups of changes of other nodes that were applied.",
@@ -91,6 +96,9 @@ COUNTER_HELP: Final = {
     "schema_installs": "Times that the triggers were installed, at the start or after a change of the schema.",
     "dead_letters": "Messages that could not be applied and were put aside.",
     "snapshots": "Snapshots that were taken here.",
+    "snapshots_verified": "Snapshots that were restored here and found to be what their manifests say.",
+    "snapshot_failures": "Attempts to take or to check a scheduled snapshot that failed; they are made again.",
+    "snapshot_bytes": "Bytes of snapshots that were sent to a store from here.",
     "rows_without_key": "Rows seen with NULL in their primary key, which cannot be replicated.",
     "repaired_rows": "Rows that had vanished without a trigger having seen it, and were taken as deleted.",
     "key_collisions": "Times that two nodes inserted different rows under one key at once.",

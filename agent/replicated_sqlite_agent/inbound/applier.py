@@ -15,6 +15,7 @@ from typing import cast
 
 import apsw
 import msgspec
+import structlog
 
 from replicated_sqlite_agent.changes import Key, RowState, Stretch, Vector, wall_ms
 from replicated_sqlite_agent.counters import Counters
@@ -29,6 +30,8 @@ from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.state import FOLD_ROWS_MAX, Replica
 from replicated_sqlite_agent.replica.uniqueness import settle
 from replicated_sqlite_agent.wire import Block, Header, WireError, decode_frames, encode_frame, row_from_wire
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +86,7 @@ class Applier:
             try:
                 return self._apply(groups, point)
             except _SchemaMovedError:
-                continue
+                self.replica.follow_schema()
 
     def _apply(self, groups: list[Arrived], point: Point) -> Outcome:
         outcome = Outcome()
@@ -125,7 +128,6 @@ class Applier:
 
     def _fold_backlog(self) -> None:
         """A long log is folded in transactions of its own, so that none holds the write lock for long."""
-        self.replica.follow_schema()
         while self.replica.unfolded() > FOLD_ROWS_MAX:
             with self.replica.transaction():
                 self.replica.fold(FOLD_ROWS_MAX)
@@ -416,6 +418,8 @@ class Applier:
 
     def _pause(self, block: Block, run: int, contexts: tuple[Stretch, ...], reason: str) -> None:
         """The schemas differ: keep the rows until they agree. States can be joined later in any order."""
+        if block.table not in self.paused:
+            log.warning("changes wait until the schemas agree", reason=reason)
         self.paused[block.table] = reason
         block = _as_rows(block)
         self.replica.db.execute(

@@ -143,6 +143,9 @@ class Intake:
             await self._apply(groups, before=None)
         self.consumed = batch[-1].sequence
         self.oldest_waiting_ms = None
+        if not groups:
+            # Nothing was applied, and yet somebody may wait for the position: a start waits for its own heartbeat.
+            self._on_outcome(Outcome())
 
     async def _chunk(self, delivery: Delivery) -> Arrived | None:
         try:

@@ -62,8 +62,13 @@ class Knowledge:
         return self.stretches[-1].seen if self.stretches else {}
 
     def blind(self, loser: Version, winner: Version) -> bool:
-        """The incoming ``winner`` was written without knowing the local ``loser``."""
-        return loser.run != winner.run and loser.clock > self._seen_by(winner).get(loser.run, 0)
+        """The incoming ``winner`` was written without knowing the local ``loser``.
+
+        What the sender wrote itself it knows, whosever write it sends.
+        """
+        if loser.run in (winner.run, self.sender):
+            return False
+        return loser.clock > self._seen_by(winner).get(loser.run, 0)
 
     def unseen(self, loser: Version, winner: Version) -> bool:
         """The incoming ``loser`` is news here, and the local ``winner`` was written without knowing it."""
@@ -154,21 +159,26 @@ def _join_columns(incoming: RowState, local: RowState, knowledge: Knowledge, col
     life = max(incoming.life, local.life)
     changed = life != local.life
     for column in columns:
-        theirs = incoming.version_of(column) if column in incoming.values else None
-        ours = local.version_of(column) if column in local.values else None
-        if theirs is not None and (ours is None or theirs > ours):
-            versions[column], values[column], changed = theirs, incoming.values[column], True
-            if ours is not None and _lost(local, column, incoming, knowledge.blind):
-                losses.append(_column_loss(local, column, incoming))
-        elif ours is not None:
-            versions[column], values[column] = ours, local.values[column]
-            if theirs is not None and theirs < ours and _lost(incoming, column, local, knowledge.unseen):
-                losses.append(_column_loss(incoming, column, local))
+        known_to_both = column in incoming.values and column in local.values
+        theirs, ours = _version_in(incoming, column), _version_in(local, column)
+        loser, winner = (local, incoming) if theirs > ours else (incoming, local)
+        changed = changed or winner is incoming
+        versions[column] = max(theirs, ours)
+        if column in winner.values:  # else it is the default, which came with the winner's life
+            values[column] = winner.values[column]
+        concurrent = knowledge.blind if winner is incoming else knowledge.unseen
+        if known_to_both and theirs != ours and _lost(loser, column, winner, concurrent):
+            losses.append(_column_loss(loser, column, winner))
     if not changed:
         return Decision(None, tuple(losses))
     update = max(incoming.update, local.update)
     merged = RowState(life, alive=True, update=update, columns=versions, values=values)
     return Decision(canonical(merged, versions), tuple(losses))
+
+
+def _version_in(state: RowState, column: str) -> Version:
+    """The version of a column; one that the writer does not know is as old as the life."""
+    return state.version_of(column) if column in state.values else state.life
 
 
 def _join_rows(incoming: RowState, local: RowState, knowledge: Knowledge) -> Decision:

@@ -91,7 +91,8 @@ class Stored:
             ),
         ]
         query = (
-            f"SELECT {result} FROM {self._mentions} AS m LEFT JOIN {self.rows.side} AS s ON {_same(self.rows, 's', 'm')} "
+            f"SELECT {result} FROM {self._mentions} AS m "
+            f"LEFT JOIN {self.rows.side} AS s ON {_same(self.rows, 's', 'm')} "
             f"LEFT JOIN {quote(self.rows.table.name)} AS b ON {_lies(self.rows, 'm')} WHERE {' AND '.join(conditions)}"
         )
         return query, (self.low, self.high, own_id, sent_clock)

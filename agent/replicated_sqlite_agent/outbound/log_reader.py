@@ -9,7 +9,7 @@ from __future__ import annotations
 import secrets
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -18,7 +18,7 @@ from replicated_sqlite_agent.capture.triggers import KIND_FACTOR, LOG
 from replicated_sqlite_agent.changes import Key, Kind, Mention, RowState, Stretch, Vector
 from replicated_sqlite_agent.database.connection import all_rows, connect, read_transaction, scalar
 from replicated_sqlite_agent.database.exact import Row, select
-from replicated_sqlite_agent.database.own_tables import Progress, Runs, key_columns, read_progress
+from replicated_sqlite_agent.database.own_tables import Progress, Runs, decode_progress, key_columns, progress_row
 from replicated_sqlite_agent.merge.fold import fold_key
 from replicated_sqlite_agent.outbound.images import Images, Overlaid, Stored
 from replicated_sqlite_agent.replica import bulk
@@ -97,7 +97,7 @@ class _Unfolded:
 
     def add(self, rows: list[Row], widths: dict[int, int], sent: Sent) -> dict[int, dict[Key, list[Mention]]]:
         """Take further log rows; returns all mentions of the keys that those after ``sent`` name."""
-        news, self.clock = stamp(rows, replace(self.base, clock=self.clock), widths)
+        news, self.clock = stamp(rows, self.base, widths, self.clock)
         for number, by_key in news.items():
             known = self.mentions.setdefault(number, {})
             for key, told in by_key.items():
@@ -110,6 +110,16 @@ class _Unfolded:
                 key = row[4 : 4 + widths.get(number, 1)]
                 fresh.setdefault(number, {})[key] = list(self.mentions[number][key])
         return fresh
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What a snapshot showed."""
+
+    version: int
+    """SQLite's data_version: another one after each commit of anybody else."""
+    newest: int
+    covers: dict[int, tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +142,9 @@ class LogReader:
         self._tables: dict[int, Rows] = {}
         self._widths: dict[int, int] = {}
         self._unfolded: _Unfolded | None = None
+        self._looked: _Look | None = None
+        self._decoded_progress: tuple[Row, Progress] | None = None
+        self._decoded_runs: tuple[list[Row], Runs] | None = None
         self._images = Images(self.db)
 
     def close(self) -> None:
@@ -150,21 +163,43 @@ class LogReader:
         ``now_ms``: the stream server's time; no clock that runs more than a second ahead of it gets out.
         Raises NotReadyError if the writer must act first, FileReplacedError if the file is of another run.
         """
+        if self._nothing_since(sent, covers_sent):
+            return None
         with read_transaction(self.db):
-            if int(self.db.pragma("schema_version")) != catalog.schema_version:
+            if scalar(self.db, "PRAGMA schema_version") != catalog.schema_version:
                 raise NotReadyError
-            progress = read_progress(self.db)
+            progress = self._progress()
             if progress.run != run:
                 raise FileReplacedError(str(self.db.filename))
             covers = {} if progress.covers == covers_sent else progress.covers
             newest = self.newest()
+            self._looked = _Look(scalar(self.db, "PRAGMA data_version"), newest, progress.covers)
             if newest <= sent.seq and not covers:
                 return None
             if newest - progress.folded_seq > OVERLAY_ROWS_MAX:
                 raise NotReadyError
-            runs = Runs.read(self.db)
+            runs = self._known_runs()
             self._follow(catalog, runs)
             return self._group(progress, runs, sent, newest, covers, now_ms)
+
+    def _nothing_since(self, sent: Sent, covers_sent: dict[int, tuple[int, int]]) -> bool:
+        """Whether nobody has committed since the last look, and all of that is sent."""
+        last = self._looked
+        if last is None or sent.seq < last.newest or (last.covers and last.covers != covers_sent):
+            return False
+        return bool(scalar(self.db, "PRAGMA data_version") == last.version)
+
+    def _progress(self) -> Progress:
+        row = progress_row(self.db)
+        if self._decoded_progress is None or self._decoded_progress[0] != row:
+            self._decoded_progress = (row, decode_progress(row))
+        return self._decoded_progress[1]
+
+    def _known_runs(self) -> Runs:
+        rows = Runs.rows(self.db)
+        if self._decoded_runs is None or self._decoded_runs[0] != rows:
+            self._decoded_runs = (rows, Runs.decode(rows))
+        return self._decoded_runs[1]
 
     def _follow(self, catalog: Catalog, runs: Runs) -> None:
         if catalog is not self._catalog:
@@ -263,7 +298,7 @@ class LogReader:
         if stored_upto - sent.seq > IMAGE_ROWS_MIN:
             for told in (told for by_key in mentions.values() for told in by_key.values()):
                 if all(m.kind == Kind.TOUCHED for m in told):
-                    # Perhaps it is among those to be said again in the stored part of the log: once too often is harmless.
+                    # Perhaps it is to be said again in the stored part of the log: once too often is harmless.
                     told.insert(0, Mention(Kind.SAY_AGAIN, 0, 0))
             for low in range(sent.seq, stored_upto, SLICE_ROWS):
                 yield from self._stored_blocks(progress, sent, low, min(low + SLICE_ROWS, stored_upto), news, group)
@@ -314,30 +349,29 @@ class LogReader:
 
     def _state(self, rows: Rows, key: Key, told: list[Mention], run: int) -> RowState | None:
         """Versions as the fold will store them, values as they are now; None if the key was never more than touched."""
-        here, _ = rows.state(key)
         changes = [m for m in told if m.clock]
-        if not changes:
-            if here is None and (stored := rows.entry(key)) is not None:
-                return stored.state  # called alive, but without values: the caller reports it
-            return here
         stored = rows.entry(key)
-        visible = rows.present(key)
-        hidden = bool(rows.table.unique) and rows.hidden(key) is not None
+        entry = stored.state if stored is not None else None
+        if not changes:
+            here, _ = rows.state(key)
+            return entry if here is None else here  # called alive, but without values: the caller reports it
+        values = rows.visible(key)
+        kept = rows.hidden(key) if values is None or rows.table.unique else None
         after = fold_key(
             changes,
-            stored.state if stored is not None else None,
-            present=visible,
-            hidden=hidden,
+            entry,
+            present=values is not None,
+            hidden=bool(rows.table.unique) and kept is not None,
             run=run,
             columns=rows.table.columns,
             by_column=rows.captured.by_column,
         )
-        if after is None or not after.alive:
-            return here if after is None else after
-        values = here.values if here is not None and here.alive else (rows.visible(key) or {})
-        if stored is not None and not stored.state.alive:
-            values = rows.visible(key) or {}
-        return RowState(after.life, alive=True, update=after.update, columns=after.columns, values=values)
+        if after is None:
+            return rows.state(key)[0]
+        if not after.alive:
+            return after
+        shown = values if values is not None else kept if entry is None or entry.alive else None
+        return RowState(after.life, alive=True, update=after.update, columns=after.columns, values=shown or {})
 
     # ---- by the thousand -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -22,7 +23,7 @@ from replicated_sqlite_agent.database.connection import CANNOT_WRITE
 from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.outbound.log_reader import Group, LogReader, NotReadyError, Sent
 from replicated_sqlite_agent.outbound.watcher import Watcher
-from replicated_sqlite_agent.replica.state import Replica
+from replicated_sqlite_agent.replica.state import FileReplacedError, Replica
 from replicated_sqlite_agent.stream.errors import StreamFull
 from replicated_sqlite_agent.stream.session import Session
 from replicated_sqlite_agent.timekeeper import Timekeeper
@@ -36,6 +37,12 @@ GROUPS_MAX = 8
 
 CHUNKS_MAX = 32
 """Messages of one group under way at most: 16 MiB at 512 KiB each."""
+
+FOLD_ROWS = 2_000
+"""With more log rows published than folded the writer folds them now, not when housekeeping comes round."""
+
+BURST_ROWS, BURST_PERIOD_S = 1_000, 0.02
+"""A group of so many rows means that the application writes in bulk: the next is read no sooner than this after it."""
 
 RETRY_FIRST_S, RETRY_MOST_S = 0.2, 5.0
 
@@ -87,6 +94,7 @@ class Publisher:
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._held = False
+        self._folding: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
         self._retry = asyncio.Event()
 
@@ -132,16 +140,14 @@ class Publisher:
         """Take groups from the reader and send them; returns when the reader ended or started again."""
         acknowledging = asyncio.create_task(self._acknowledge(), name="acknowledgements")
         try:
+            acknowledging.add_done_callback(lambda _: self._queue.put_nowait(None))
             while self.failure is None:
-                taking = asyncio.create_task(self._queue.get(), name="next group")
-                await asyncio.wait({taking, acknowledging}, return_when=asyncio.FIRST_COMPLETED)
+                group = await self._queue.get()
                 if acknowledging.done():
-                    if taking.done() and (late := taking.result()) is not None:
-                        late.body.close()
-                    taking.cancel()
+                    if group is not None:
+                        group.body.close()
                     acknowledging.result()
                     return
-                group = taking.result()
                 if group is not None:
                     await self._send(group)
                 self._arrived.set()
@@ -192,6 +198,15 @@ class Publisher:
         await self.advance(group.hi, group.seq)
         if group.unrowed:
             await self._repair(group.unrowed)
+        if group.seq - self._replica.progress.folded_seq > FOLD_ROWS and (
+            self._folding is None or self._folding.done()
+        ):
+            self._folding = asyncio.create_task(self._fold(), name="fold what is published")
+
+    async def _fold(self) -> None:
+        """Fold beside the reading, so that the next group finds little that is not folded."""
+        with suppress(FileReplacedError, *CANNOT_WRITE):  # housekeeping meets the same and reports it
+            await self._prepare()
 
     async def advance(self, clock: int, seq: int) -> None:
         """The stream has everything of this run up to this clock and log row."""
@@ -261,9 +276,12 @@ class Publisher:
         sent, epoch = self.acknowledged, -1
         covers: dict[int, tuple[int, int]] = {}
         for _ in self._watcher.looks():
+            if self._replica.writing and not self._stopping:
+                continue  # nobody else can have committed; the watcher comes back soon after
             while not self._stopping and not self._held:
                 if epoch != self._epoch:
                     epoch, sent, covers = self._epoch, self.acknowledged, {}
+                began = time.monotonic()
                 group = self._next(reader, loop, sent, covers)
                 if group is None:
                     break
@@ -278,6 +296,8 @@ class Publisher:
                     continue
                 sent, covers = Sent(group.hi, group.seq), group.covers or covers
                 loop.call_soon_threadsafe(self._queue.put_nowait, group)
+                if group.rows >= BURST_ROWS:
+                    time.sleep(max(0.0, began + BURST_PERIOD_S - time.monotonic()))
             if self._stopping:
                 return
 

@@ -60,6 +60,8 @@ class Rows:
         marks = ", ".join("?" * (3 if table.keyless else width))
         moved = "k1 = excluded.k1, " if table.keyless else ""
         self._entry = f"FROM {self.side} WHERE {self.where_side}"
+        local = "k1" if table.keyless else "NULL"
+        self._select_entry = f"SELECT l, lr, dead, u, ur, x, {local} {self._entry}"
         self._row = f"FROM {name} WHERE {self.where_key}"
         self.put_entry_sql = (
             f"INSERT INTO {self.side}({side_key}, l, lr, dead, u, ur, x) VALUES ({marks}, ?, ?, ?, ?, ?, ?) "
@@ -98,8 +100,7 @@ class Rows:
 
     def entry(self, key: Key) -> Stored | None:
         """The stored versions of a key, without values; None means (0, 0) or nothing."""
-        columns = ("l", "lr", "dead", "u", "ur", "x", "k1" if self.table.keyless else "NULL")
-        row = execute(self.db, f"SELECT {', '.join(columns)} {self._entry}", key).fetchone()
+        row = execute(self.db, self._select_entry, key).fetchone()
         return None if row is None else Stored(self.decode_entry(row[:6]), row[6])
 
     def decode_entry(self, row: Row) -> RowState:

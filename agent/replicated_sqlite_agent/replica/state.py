@@ -71,6 +71,8 @@ class Replica:
         self._acknowledged: tuple[int, int, int] = (0, 0, 0)
         self.on_install: Callable[[], None] = lambda: None
         self.timekeeper = Timekeeper()
+        self.writing = False
+        """Whether this agent holds the write lock: what happens to the file now is its own doing."""
         self.last_write = 0
         """Clock of the last local write that was folded in this run, 0 if there was none."""
 
@@ -153,10 +155,11 @@ class Replica:
         catalog, tables = self.catalog, self.tables
         try:
             with write_transaction(self.db, self.counters.write_lock_s.append):
+                self.writing = True
                 self._check_run()
                 before = self.progress
                 self._take_acknowledgement()
-                if int(self.db.pragma("schema_version")) != self.catalog.schema_version:
+                if scalar(self.db, "PRAGMA schema_version") != self.catalog.schema_version:
                     self._install()
                 yield
                 if self.progress is not before:
@@ -165,10 +168,12 @@ class Replica:
             self.catalog, self.tables = catalog, tables
             self._reload()
             raise
+        finally:
+            self.writing = False
 
     def follow_schema(self) -> None:
         """Make capture fit the present schema, in a transaction of its own, if the application has changed it."""
-        if int(self.db.pragma("schema_version")) != self.catalog.schema_version:
+        if scalar(self.db, "PRAGMA schema_version") != self.catalog.schema_version:
             with self.transaction():
                 return
 
@@ -460,10 +465,14 @@ def extended(stretches: tuple[Stretch, ...], new: Stretch) -> tuple[Stretch, ...
 
 
 def stamp(
-    rows: list[Row], progress: Progress, widths: dict[int, int]
+    rows: list[Row], progress: Progress, widths: dict[int, int], clock: int | None = None
 ) -> tuple[dict[int, dict[Key, list[Mention]]], int]:
-    """Clocks for log rows (seq, top, ts, mask, k1 …): table number -> key -> mentions, and the last clock. Pure."""
-    clock, offset = progress.clock, progress.clock_offset
+    """Clocks for log rows (seq, top, ts, mask, k1 …): table number -> key -> mentions, and the last clock. Pure.
+
+    ``clock``: that of the log row before them; None if that is the last one folded.
+    """
+    offset = progress.clock_offset
+    clock = progress.clock if clock is None else clock
     mentions: dict[int, dict[Key, list[Mention]]] = {}
     for row in rows:
         _, top, ts, mask = row[:4]

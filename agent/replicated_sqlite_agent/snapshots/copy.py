@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 from dataclasses import replace
 from pathlib import Path
 
 import apsw
-import msgspec
-import zstandard
 
 from replicated_sqlite_agent.capture.install import CaptureOptions
-from replicated_sqlite_agent.changes import Vector
 from replicated_sqlite_agent.counters import Counters
 from replicated_sqlite_agent.database.connection import all_rows, connect, write_transaction
 from replicated_sqlite_agent.database.identifiers import PREFIX
 from replicated_sqlite_agent.database.own_tables import Runs, read_progress, write_progress
-from replicated_sqlite_agent.errors import AgentError
 from replicated_sqlite_agent.replica.state import Replica
-
-_PIECE_BYTES = 1 << 20
-
-
-class Manifest(msgspec.Struct, omit_defaults=True):
-    """What a snapshot is: written last, so a snapshot without one does not exist."""
-
-    name: str
-    cluster: str
-    lineage: str
-    stream: str | None
-    sequence: int
-    vector: Vector
-    clock: int
-    run: int
-    bytes: int
-    """Of the database file."""
-    packed_bytes: int
-    sha256: str
-    """Of the database file."""
-    agent: str
-    sqlite: str
-    taken_ms: int
-    version: int = 1
-
-
-class SnapshotDamagedError(AgentError):
-    """A snapshot that is not what its manifest says; it is never used."""
+from replicated_sqlite_agent.snapshots.documents import SnapshotDamagedError
 
 
 def take(source: Path, target: Path, options: CaptureOptions) -> Replica:
@@ -68,6 +35,11 @@ def take(source: Path, target: Path, options: CaptureOptions) -> Replica:
     return Replica.of_copy(target, options, Counters())
 
 
+def open_copy(path: Path) -> apsw.Connection:
+    """A connection to a copy, which nobody else uses."""
+    return connect(path)
+
+
 def seal(target: Path) -> None:
     """Put everything of the copy into its one file and check it. Raises SnapshotDamagedError."""
     db = connect(target)
@@ -81,36 +53,12 @@ def seal(target: Path) -> None:
 def check(db: apsw.Connection, path: Path) -> None:
     """``integrity_check``; CHECK constraints are left out, merged rows may break them."""
     db.pragma("ignore_check_constraints", True)
-    result = all_rows(db, "PRAGMA integrity_check(3)")
+    try:
+        result = all_rows(db, "PRAGMA integrity_check(3)")
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise SnapshotDamagedError(f"the copy at {path} is no sound database: {error}") from error
     if result != [("ok",)]:
         raise SnapshotDamagedError(f"the copy at {path} does not pass SQLite's integrity check: {result[0][0]}")
-
-
-def pack(source: Path, target: Path) -> str:
-    """Compress a file; returns the SHA-256 of the plain one. Memory: one piece."""
-    digest = hashlib.sha256()
-    compressor = zstandard.ZstdCompressor(level=1, threads=-1)
-    with source.open("rb") as plain, target.open("wb") as out, compressor.stream_writer(out) as packed:
-        while piece := plain.read(_PIECE_BYTES):
-            digest.update(piece)
-            packed.write(piece)
-    return digest.hexdigest()
-
-
-def unpack(source: Path, target: Path, sha256: str) -> None:
-    """The inverse of `pack`. Raises SnapshotDamagedError if the content is another one."""
-    digest = hashlib.sha256()
-    try:
-        with source.open("rb") as packed, target.open("wb") as out:
-            for piece in zstandard.ZstdDecompressor().read_to_iter(packed, write_size=_PIECE_BYTES):
-                digest.update(piece)
-                out.write(piece)
-            out.flush()
-            os.fsync(out.fileno())
-    except zstandard.ZstdError as error:
-        raise SnapshotDamagedError(f"a snapshot cannot be decompressed: {error}") from error
-    if digest.hexdigest() != sha256:
-        raise SnapshotDamagedError("a snapshot does not have the digest that its manifest names")
 
 
 def make_fresh(path: Path, node: str) -> None:

@@ -119,11 +119,11 @@ class Session(KeyValueStore, ObjectStore):
 
     async def close(self) -> None:
         """End the connection; publishes without acknowledgement fail. Messages written before are still sent."""
-        if self._keeper is not None:
-            self._keeper.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._keeper
-            self._keeper = None
+        keeper, self._keeper = self._keeper, None
+        while keeper is not None and not keeper.done():
+            # Again and again: a cancellation that arrives while a connection is being made may be swallowed there.
+            keeper.cancel()
+            await asyncio.wait({keeper}, timeout=0.1)
         for service in self._services:
             service.stop()
         if self._wire is not None:

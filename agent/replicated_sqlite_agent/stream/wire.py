@@ -243,6 +243,9 @@ class Wire(Client):
         except (NatsUnavailable, MessageTooLarge) as error:
             future.set_exception(error)
             return future
+        if self.lost.done():
+            future.set_exception(unanswered(self.lost.result()))
+            return future
         self._waiting[token] = _Waiting(future, self._loop.time() + timeout, subject, read, unanswered)
         if self._sweep_timer is None:
             self._sweep_timer = self._loop.call_later(SWEEP_INTERVAL_S, self._sweep)
@@ -267,7 +270,12 @@ class Wire(Client):
     def _write(self, frame: bytes) -> None:
         assert self._transport is not None
         if isinstance(self._transport, TcpTransport):
-            self._transport.write(frame)  # type: ignore[no-untyped-call]
+            try:
+                self._transport.write(frame)  # type: ignore[no-untyped-call]
+            except (RuntimeError, OSError) as error:
+                # An earlier write failed and uvloop closed the socket; the reader has not heard of it yet. What was
+                # to be sent is lost like what was sent last.
+                self._lose(str(error))
             return
         # A web socket cannot be written to synchronously; nats-py's flusher keeps the order as well.
         assert self._flush_queue is not None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from integration.conftest import LIMIT_S, STREAM_BYTES, NewSession, until
 from integration.servers import NatsServer
@@ -346,3 +347,26 @@ async def test_nobody_there_and_an_error_of_the_other_side_are_told_apart(sessio
     stop()
     with pytest.raises(NoResponder):
         await session.request("rsqlite.notes.r.b", b"", 5.0)
+
+
+def test_a_socket_that_died_unnoticed_is_a_lost_connection(nats_server: NatsServer) -> None:
+    """uvloop raises RuntimeError on a write to a socket that it has closed; the reader hears of the end only later."""
+
+    async def publish_after_the_end() -> None:
+        session = Session(Nats(servers=(nats_server.url,)), "notes", "a", 10.0)
+        session.start()
+        await session.wait_connected()
+        await session.ensure_stream(STREAM_BYTES)
+        wire: Any = session._wire
+        socket = wire._transport._io_writer.transport
+        socket.abort()
+        while "closed=True" not in repr(socket):
+            await asyncio.sleep(0)
+        assert wire.usable, "the loss is noticed already: nothing is tested"
+        with pytest.raises(PublishUnacknowledged):
+            await session.publish(SUBJECT, b"lost", "1")
+        await session.wait_connected()
+        assert await session.publish(SUBJECT, b"kept", "2") == 1
+        await session.close()
+
+    uvloop.run(publish_after_the_end())

@@ -40,9 +40,10 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def command_names(application: typer.Typer) -> set[str]:
-    return {
+    commands = {
         command.name or command.callback.__name__ for command in application.registered_commands if command.callback
     }
+    return commands | {group.name for group in application.registered_groups if group.name}
 
 
 def table_rows(text: str) -> list[str]:

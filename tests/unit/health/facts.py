@@ -40,6 +40,10 @@ def make_measures(**known: Any) -> Measures:
         "fk_orphans": 0,
         "database_bytes": 8192,
         "wal_bytes": 0,
+        "snapshot_last_seconds": None,
+        "snapshot_verified_seconds": None,
+        "snapshot_last_bytes": None,
+        "snapshot_last_stored_bytes": None,
     }
     return Measures(**idle | known)
 

@@ -39,7 +39,9 @@ def test_stamps_of_a_log_strictly_increase_and_can_be_cut_anywhere(clock: int, w
 
 
 @given(vectors, vectors, vectors)
-def test_least_is_the_greatest_vector_that_all_dominate(a: dict[int, int], b: dict[int, int], c: dict[int, int]) -> None:
+def test_least_is_the_greatest_vector_that_all_dominate(
+    a: dict[int, int], b: dict[int, int], c: dict[int, int]
+) -> None:
     common = least([a, b])
     assert dominates(a, common)
     assert dominates(b, common)

@@ -8,11 +8,11 @@ from replicated_sqlite_agent.merge.fold import fold_key
 RUN = 7
 
 
-def fold(*mentions: Mention, entry: RowState | None = None, present: bool = True, hidden: bool = False) -> RowState | None:
+def fold(
+    *mentions: Mention, entry: RowState | None = None, present: bool = True, hidden: bool = False
+) -> RowState | None:
     """`fold_key` of a table with the columns a and b that merges column by column."""
-    return fold_key(
-        mentions, entry, present=present, hidden=hidden, run=RUN, columns=("a", "b"), by_column=True
-    )
+    return fold_key(mentions, entry, present=present, hidden=hidden, run=RUN, columns=("a", "b"), by_column=True)
 
 
 def alive(life: int, update: int | None = None) -> RowState:

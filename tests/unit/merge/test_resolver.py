@@ -131,8 +131,8 @@ def test_an_insert_that_is_folded_again_by_the_next_run_undoes_no_update() -> No
 
 
 def test_two_inserts_of_one_clock_with_different_values_are_a_conflict() -> None:
-    here = RowState(Version(5, 1), alive=True, update=Version(5, 1), values={"a": "here"})
-    there = RowState(Version(5, 2), alive=True, update=Version(5, 2), values={"a": "there"})
+    here = RowState(Version(5, 2), alive=True, update=Version(5, 2), values={"a": "here"})
+    there = RowState(Version(5, 3), alive=True, update=Version(5, 3), values={"a": "there"})
     decision = resolve(there, here, knowledge(), ("a",), {})
     assert decision.state == there
     assert [(loss.rule, loss.version) for loss in decision.losses] == [("later insert", here.life)]
