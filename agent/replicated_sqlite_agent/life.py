@@ -425,12 +425,14 @@ class Life:
 
     async def _heartbeat(self) -> None:
         """Say in the stream how far this replica is; the first one, read back, opens the start."""
+        epoch = self.publisher.epoch if self.publisher is not None else 0
         header, seq = await self.worker.call(self._heartbeat_facts)
         chunk = Chunk(FORMAT, self.run_number, secrets.token_bytes(8), header.lo, header.hi, encode_frame(header))
         subject = names.heartbeat_subject(self.settings.cluster, self.settings.node, self.run_number)
         message_id = f"{self.run_number:012x}.{chunk.group.hex()}.0"
         sequence = await self.session.publish(subject, encode_chunk(chunk), message_id)
-        if seq is not None and self.publisher is not None:
+        # Not if a refill has begun meanwhile: it lowers what counts as published.
+        if seq is not None and self.publisher is not None and self.publisher.epoch == epoch:
             await self.publisher.advance(header.hi, seq)
         await self._write_member("running" if self.started.is_set() else "catching up")
         if not self.started.is_set():

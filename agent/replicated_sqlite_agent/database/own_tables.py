@@ -195,6 +195,7 @@ class Runs:
     def __init__(self, runs: list[Run]) -> None:
         self.by_id = {run.id: run for run in runs}
         self.by_run = {run.run: run for run in runs}
+        self._changed: set[int] = set()
 
     @classmethod
     def read(cls, db: apsw.Connection) -> Runs:
@@ -229,15 +230,27 @@ class Runs:
     def advance(
         self, db: apsw.Connection, run: int, position: int, context: Vector | None = None, node: str | None = None
     ) -> None:
-        """Move a position forward (never back) and keep the run's newest context."""
+        """Move a position forward (never back) and keep the run's newest context; `store` writes it."""
         known = self.by_id[self.id_of(db, run)]
         known.position = max(known.position, position)
         known.context = known.context if context is None else context
         known.node = node or known.node
-        db.execute(
-            f"UPDATE {PREFIX}runs SET position = ?, context = ?, node = ? WHERE id = ?",
-            (known.position, _pack(known.context), known.node, known.id),
-        )
+        self._changed.add(known.id)
+
+    def reach(self, run: int, position: int) -> None:
+        """Move the position of the file's own run. In memory only: in the file it is the clock of the state."""
+        known = self.by_run[run]
+        known.position = max(known.position, position)
+
+    def store(self, db: apsw.Connection) -> None:
+        """Write what `advance` has changed; once per transaction."""
+        for number in self._changed:
+            known = self.by_id[number]
+            db.execute(
+                f"UPDATE {PREFIX}runs SET position = ?, context = ?, node = ? WHERE id = ?",
+                (known.position, _pack(known.context), known.node, known.id),
+            )
+        self._changed.clear()
 
     def vector(self) -> Vector:
         """run -> position, for all runs that have written."""

@@ -66,6 +66,8 @@ class Applier:
     def __init__(self, replica: Replica, counters: Counters, max_ahead_s: float = 900.0) -> None:
         """``max_ahead_s``: groups whose clock is further ahead of the stream server's time wait for it."""
         self.replica, self.counters, self._max_ahead_ms = replica, counters, int(max_ahead_s * 1000)
+        self._any_parked = True
+        """False spares the look for parked groups in each transaction; found out by housekeeping."""
         self.ahead: dict[int, int] = {}
         """run -> clock: runs that wait because their clock is too far ahead."""
         self.paused: dict[str, str] = {}
@@ -239,7 +241,7 @@ class Applier:
                 runs.advance(replica.db, run, hi)
         if header.hi > replica.progress.clock:
             replica.progress = replace(replica.progress, clock=header.hi)
-        runs.advance(replica.db, own, replica.progress.clock)
+        runs.reach(own, replica.progress.clock)
 
     # ---- rows ------------------------------------------------------------------------------------------------------
 
@@ -364,6 +366,7 @@ class Applier:
 
     def _park(self, group: Arrived, header: Header) -> None:
         group.body.seek(0)
+        self._any_parked = True
         self.replica.db.execute(
             f"INSERT OR IGNORE INTO {PREFIX}parked(run, lo, hi, group_id, body) VALUES (?, ?, ?, ?, ?)",
             (group.run, header.lo, header.hi, group.id, group.body.read()),
@@ -371,11 +374,18 @@ class Applier:
 
     def _unpark(self, outcome: Outcome) -> None:
         """Apply parked groups that now fit, until none does."""
+        if not self._any_parked:
+            return
         query = f"SELECT id, run, lo, hi, group_id FROM {PREFIX}parked ORDER BY lo, id"
+        waiting = all_rows(self.replica.db, query)
+        # Not after a group was taken out: this transaction may yet be undone.
+        self._any_parked = bool(waiting)
         progress = True
         while progress:
             progress = False
-            for number, run, lo, hi, group_id in all_rows(self.replica.db, query):
+            for number, run, lo, hi, group_id in waiting:
+                if lo > self.replica.runs.position(run):
+                    continue
                 body = scalar(self.replica.db, f"SELECT body FROM {PREFIX}parked WHERE id = ?", (number,))
                 group = Arrived(run, group_id, lo, hi, len(body), io.BytesIO(body))
                 header, _ = self._open(group)
@@ -387,6 +397,7 @@ class Applier:
                 header, blocks = self._open(group)
                 self._group(group, header, (_as_rows(b) for b in blocks), {}, outcome)
                 progress = True
+            waiting = all_rows(self.replica.db, query) if progress else []
 
     def parked(self) -> int:
         """How many groups wait for what came before them."""

@@ -183,6 +183,8 @@ class Publisher:
             while self._underway and (first := self._underway[0]).acks:
                 for ack in list(first.acks):
                     await ack
+                if not self._underway or self._underway[0] is not first:
+                    continue  # all was forgotten meanwhile: what lies first now is a group of a later epoch
                 if not first.sent or any(not ack.done() for ack in first.acks):
                     break
                 self._underway.popleft()
@@ -229,6 +231,11 @@ class Publisher:
         async with self._moved:
             await self._moved.wait_for(lambda: self.acknowledged.seq >= seq)
 
+    @property
+    def epoch(self) -> int:
+        """Changes whenever what counts as published may have gone back."""
+        return self._epoch
+
     def retry(self) -> None:
         """What publishing failed for may be over: do not wait for the next attempt's time."""
         self._retry.set()
@@ -243,6 +250,8 @@ class Publisher:
         self._underway.clear()
         while not self._queue.empty():
             self._queue.get_nowait()
+        if self.failure is not None:
+            self._queue.put_nowait(None)  # the reader has ended: that must not be forgotten
         waiting, self._room = self._room, threading.Semaphore(GROUPS_MAX)
         waiting.release(GROUPS_MAX)
         self._watcher.poke()

@@ -45,6 +45,8 @@ class Rows:
         self.db, self.table, self.runs, self.captured = db, captured.table, runs, captured
         table, name = captured.table, quote(captured.table.name)
         width = len(table.key)
+        self.may_hide = True
+        """False on a connection that alone writes and has found no hidden row of this table: spares a look per row."""
         self.columns = table.columns
         self._shown = [quote(c) for c in table.columns] or ["1"]
         self.where_key = " AND ".join(
@@ -157,7 +159,7 @@ class Rows:
             values = self.visible((local,)) if local is not None else None
         else:
             local, values = None, self.visible(key)
-        if values is None:
+        if values is None and self.may_hide:
             values = self.hidden(key)
         if values is None:
             return None, None
@@ -212,12 +214,15 @@ class Rows:
 
     def hide(self, key: Key, values: Mapping[str, Value]) -> None:
         """Keep a row's values hidden."""
+        self.may_hide = True
         row = pack_values((*key, *(values.get(c) for c in self.columns)))
         query = f"INSERT OR REPLACE INTO {PREFIX}hidden(name, key, row) VALUES (?, ?, ?)"
         self.db.execute(query, (self.table.name, self._hidden_key(key), row))
 
     def unhide(self, key: Key) -> None:
         """Forget a hidden row."""
+        if not self.may_hide:
+            return
         query = f"DELETE FROM {PREFIX}hidden WHERE name = ? AND key = ?"
         self.db.execute(query, (self.table.name, self._hidden_key(key)))
 

@@ -81,10 +81,10 @@ class Replica:
         """A copy of a replicated file under its own run, with everything folded."""
         replica = cls(path, options, counters)
         with write_transaction(replica.db):
-            replica.runs, replica.progress = Runs.read(replica.db), read_progress(replica.db)
+            replica._read()
             replica._use(install(replica.db, options, founding=False))
             replica.fold_all()
-            write_progress(replica.db, replica.progress)
+            replica._store()
         return replica
 
     # ---- the life of a run -------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ class Replica:
                 self._succeed(run)
             self.runs.advance(self.db, run, self.progress.clock, node=node)
             self._fold_all()
-            write_progress(self.db, self.progress)
+            self._store()
         self.counters.runs_started += 1
 
     def _check_owner(self, cluster: str) -> None:
@@ -163,7 +163,7 @@ class Replica:
                     self._install()
                 yield
                 if self.progress is not before:
-                    write_progress(self.db, self.progress)
+                    self._store()
         except BaseException:
             self.catalog, self.tables = catalog, tables
             self._reload()
@@ -181,11 +181,20 @@ class Replica:
         if scalar(self.db, f"SELECT run FROM {PREFIX}state") != self.progress.run:
             raise FileReplacedError(f"{self.path} was replaced by another copy")
 
+    def _read(self) -> None:
+        """Progress and runs as the file has them; its own run is as far as its clock."""
+        self.runs, self.progress = Runs.read(self.db), read_progress(self.db)
+        if self.progress.run in self.runs.by_run:
+            self.runs.reach(self.progress.run, self.progress.clock)
+
+    def _store(self) -> None:
+        self.runs.store(self.db)
+        write_progress(self.db, self.progress)
+
     def _reload(self) -> None:
         """Memory follows the file after a rollback."""
         try:
-            self.runs = Runs.read(self.db)
-            self.progress = read_progress(self.db)
+            self._read()
         except apsw.Error:
             return  # the file is gone or replaced: the caller's exception says so
         for rows in self.tables.values():
@@ -217,6 +226,8 @@ class Replica:
     def _use(self, catalog: Catalog) -> None:
         self.catalog = catalog
         self.tables = {number: Rows(self.db, captured, self.runs) for number, captured in catalog.by_number.items()}
+        for rows in self.tables.values():
+            rows.may_hide = rows.any_hidden()
         self.counters.schema_installs += 1
         self.on_install()
 
@@ -335,7 +346,7 @@ class Replica:
             clock=clock,
             stretches=extended(self.progress.stretches, Stretch(clock, self.vector_of_others())),
         )
-        self.runs.advance(self.db, self.progress.run, clock)
+        self.runs.reach(self.progress.run, clock)
         self.last_write = clock
         self.counters.folded_rows += count
         return count

@@ -72,6 +72,7 @@ def make_fresh(path: Path, node: str) -> None:
             runs.advance(
                 db, progress.run, progress.clock, {k: v for k, v in runs.vector().items() if k != progress.run}
             )
+            runs.store(db)
             db.execute(f"DELETE FROM {PREFIX}log")
             fresh = replace(
                 progress,
