@@ -184,7 +184,7 @@ class Bootstrap:
         database = self._settings.database
         while not (database.exists() and database.stat().st_size):
             await asyncio.sleep(LOOK_S)
-        # It is being filled by the application's first migrations: they end sooner without a second process in the file.
+        # The application's first migrations fill it: they go better without a second process in the file.
         ends = time.monotonic() + QUIET_MOST_S
         before: tuple[tuple[int, int], ...] = ()
         while time.monotonic() < ends:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from integration.cluster import Agent, Cluster, query, until
+import nats
 from nats.js.api import StreamConfig
 
-import nats
+from integration.cluster import Agent, Cluster, query, until
 
 STREAM = "rsqlite-tests"
 MIB = 1 << 20

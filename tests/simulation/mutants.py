@@ -21,7 +21,7 @@ from replicated_sqlite_agent.outbound.log_reader import LogReader
 from replicated_sqlite_agent.replica import bulk, local, state
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.state import Replica
-from simulation.story import run_seed
+from simulation.story import quiet, run_seed
 
 Patch = tuple[object, str, Callable[..., Any]]
 
@@ -146,26 +146,27 @@ MUTANTS = (
         1,
         ((state, "advance", _not_strict), (bulk, "advance", _not_strict)),
     ),
-    Mutant("no fold before others' rows are merged", 1, ((Applier, "_apply", _apply_without_fold),)),
+    Mutant("no fold before others' rows are merged", 4, ((Applier, "_apply", _apply_without_fold),)),
     Mutant(
         "a touched row taken for a changed one",
-        1,
+        7,
         ((local, "fold_key", _touched_is_a_change), (log_reader, "fold_key", _touched_is_a_change)),
     ),
     Mutant("a group cut in the middle", 1, ((LogReader, "_blocks", _half_of_the_blocks),)),
-    Mutant("the newest log row trimmed", 1, ((Replica, "trim", _trim_the_newest),)),
-    Mutant("a hidden row read as a deleted one", 1, ((LogReader, "_state", _hidden_is_deleted),)),
-    Mutant("a position behind the first chunk", 1, ((Assembler, "position", property(_after_the_first_chunk)),)),  # type: ignore[arg-type]
-    Mutant("a group applied without what it builds on", 1, ((Applier, "_missing", _nothing_is_missing),)),
+    Mutant("the newest log row trimmed", 2, ((Replica, "trim", _trim_the_newest),)),
+    Mutant("a hidden row read as a deleted one", 65, ((LogReader, "_state", _hidden_is_deleted),)),
+    Mutant("a position behind the first chunk", 94, ((Assembler, "position", property(_after_the_first_chunk)),)),  # type: ignore[arg-type]
+    Mutant("a group applied without what it builds on", 175, ((Applier, "_missing", _nothing_is_missing),)),
     Mutant("a position moved without its rows", 1, ((Applier, "_block", _block_left_out),)),
     Mutant("a delete that leaves no trace", 1, ((Rows, "put_entry", _delete_forgotten),)),
-    Mutant("a clock that does not follow what is received", 1, ((Applier, "_advance", _clock_stays),)),
-    Mutant("rows that collide under UNIQUE left as they came", 1, ((applier_module, "settle", _no_settling),)),
+    Mutant("a clock that does not follow what is received", 112, ((Applier, "_advance", _clock_stays),)),
+    Mutant("rows that collide under UNIQUE left as they came", 3, ((applier_module, "settle", _no_settling),)),
 )
 
 
 def main() -> None:
     """The first seed that notices each mutant."""
+    quiet()
     for mutant in MUTANTS:
         seed = next((seed for seed in range(1, 200) if mutant.noticed_by(seed)), None)
         print(seed, mutant.what)

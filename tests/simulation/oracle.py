@@ -141,7 +141,11 @@ class Oracle:
             self._all_folded(node)
             self._none_invented(node)
         self._notes()
-        if self.world.exact_notes and not self.world.lossy and not any(node.app.column_added for node in self.world.nodes):
+        if (
+            self.world.exact_notes
+            and not self.world.lossy
+            and not any(node.app.column_added for node in self.world.nodes)
+        ):
             self._conflicts()
 
     def _nothing_waits(self, node: Node) -> None:

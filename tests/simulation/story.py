@@ -5,6 +5,7 @@ In the folder tests, ``python -m simulation.story FIRST COUNT`` runs seeds and l
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import tempfile
@@ -13,6 +14,8 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+
+import structlog
 
 from replicated_sqlite_agent.changes import least
 from simulation.world import AbortedError, FlawError, Node, World
@@ -240,8 +243,14 @@ def run_seed(seed: int) -> World:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def quiet() -> None:
+    """What the agent logs about simulated faults is no news here."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+
+
 def main() -> None:
     """Run seeds and say which are bad, by kind."""
+    quiet()
     first, count = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1
     bad: dict[str, list[int]] = {}
     shown: dict[str, str] = {}

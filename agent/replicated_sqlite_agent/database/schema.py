@@ -90,7 +90,7 @@ def _collated(value: Value, collation: str) -> Value:
 
 
 def _mixed(declared: str) -> bool:
-    """Whether a column of this declared type can hold equal numbers with different bytes: by SQLite's affinity rules."""
+    """Whether a column declared so can hold equal numbers with different bytes: by SQLite's affinity rules."""
     name = declared.upper()
     if "INT" in name or any(part in name for part in ("CHAR", "CLOB", "TEXT")):
         return False
