@@ -26,7 +26,7 @@ endif
 
 help:
 	@echo 'make demo    three agents, three databases, writers on all: watch them converge (ARGS="--seconds 20")'
-	@echo 'make test    lint, unit and integration tests (ARGS="-k word" goes to pytest)'
+	@echo 'make test    lint, unit tests, simulation, integration tests (ARGS="-k word" goes to pytest)'
 	@echo 'make lint    ruff, mypy, import-linter'
 	@echo 'make bench   the benchmarks, with the numbers of this machine'
 	@echo 'make docs    write docs/configuration.md from the docstrings of the settings'
@@ -37,7 +37,7 @@ demo: $(READY)
 	@$(BIN)/rsqlite demo $(ARGS)
 
 test: lint
-	$(BIN)/pytest tests/unit tests/integration $(ARGS)
+	$(BIN)/pytest tests/unit tests/simulation tests/integration $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

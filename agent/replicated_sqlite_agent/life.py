@@ -626,6 +626,10 @@ class Life:
             raise AgentError(f"node {self.settings.node} is still catching up")
         repository = self._store if backup else self._transfer
         async with self._snapshotting:
+            with suppress(*CANNOT_WRITE):
+                # The copy knows the newest position; and a long read that begins after a write, unlike one that begins
+                # on an empty WAL, does not slow the application's commits.
+                await self._prepare()
             manifest = await take_snapshot(self._snapshot_source(), repository, backup=backup)
             if not backup:
                 retention = self.settings.snapshots.retention if self._store is self._transfer else None

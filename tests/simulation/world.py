@@ -204,6 +204,7 @@ class Node:
 
     def stop(self) -> None:
         """The process is gone; nothing it had in memory remains."""
+        self.assembler.reset(0, None)
         self.reader.close()
         self.replica.close()
 
@@ -243,6 +244,7 @@ class Node:
         if group.unrowed:
             raise FlawError(f"{self.name}: alive without a row {group.unrowed}")
         pieces = list(group.slices(self.world.chunk_bytes))
+        group.body.close()
         pieces = pieces[:-1] if len(pieces) > 1 and not pieces[-1] else pieces
         data = [
             encode_chunk(Chunk(FORMAT, group.run, group.id, group.lo, group.hi, piece, i, len(pieces)))
@@ -300,8 +302,12 @@ class Node:
         if not arrived:
             return f"to {self.cursor}, nothing whole"
         sequence, group_id = self.assembler.position
-        with self.noting():
-            outcome = self.applier.apply(arrived, Point("s", sequence, group_id))
+        try:
+            with self.noting():
+                outcome = self.applier.apply(arrived, Point("s", sequence, group_id))
+        finally:
+            for group in arrived:
+                group.body.close()
         self.world.hit("groups applied", len(arrived))
         return f"to {self.cursor}, {len(arrived)} groups, {outcome.rows} rows"
 

@@ -13,7 +13,7 @@ import asyncio
 import calendar
 import shutil
 import time
-from collections.abc import Sequence, Set
+from collections.abc import Awaitable, Callable, Sequence, Set
 from pathlib import Path
 from typing import Final
 
@@ -49,7 +49,7 @@ LEFTOVER_S: Final = 24 * 3600.0
 """An upload that has not ended after so long has died."""
 
 _AT_ONCE: Final = 3
-"""Parts that are fetched at the same time."""
+"""Parts that move at the same time."""
 
 
 class AnotherClusterError(AgentError):
@@ -168,9 +168,13 @@ class Repository:
 
     # ---- write -------------------------------------------------------------------------------------------------------
 
-    async def put_part(self, name: str, part: Part, folder: Path, moved: Moved = unobserved) -> None:
-        """Upload one part that lies in the folder."""
-        await self.store.put_file(f"{_FOLDER}{name}/{part.name}", folder / part.name, moved)
+    async def put_parts(self, name: str, parts: Sequence[Part], folder: Path, moved: Moved = unobserved) -> None:
+        """Upload the parts that lie in the folder."""
+
+        async def put(part: Part) -> None:
+            await self.store.put_file(f"{_FOLDER}{name}/{part.name}", folder / part.name, moved)
+
+        await _some_at_once(parts, put)
 
     async def put_manifest(self, manifest: Manifest) -> None:
         """Write the manifest: from now on the snapshot exists."""
@@ -219,18 +223,11 @@ class Repository:
         Raises SnapshotDamagedError.
         """
         await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
-        gate = asyncio.Semaphore(_AT_ONCE)
 
         async def fetch(part: Part) -> None:
-            async with gate:
-                await self._fetch_part(manifest.name, part, folder, moved)
+            await self._fetch_part(manifest.name, part, folder, moved)
 
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for part in manifest.parts:
-                    tasks.create_task(fetch(part), name=f"fetch {part.name}")
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
+        await _some_at_once(manifest.parts, fetch)
 
     async def _fetch_part(self, name: str, part: Part, folder: Path, moved: Moved) -> None:
         path = folder / part.name
@@ -294,6 +291,22 @@ class Repository:
         )
         await self.store.put_bytes(f"{_FOLDER}{manifest.name}{_VERIFIED}", encode(result))
         return result
+
+
+async def _some_at_once(parts: Sequence[Part], move: Callable[[Part], Awaitable[None]]) -> None:
+    """Move all parts, a few side by side; the first failure ends all and is raised."""
+    gate = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(part: Part) -> None:
+        async with gate:
+            await move(part)
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for part in parts:
+                tasks.create_task(one(part), name=part.name)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 def _compare(manifest: Manifest, path: Path) -> None:

@@ -54,16 +54,15 @@ class _Copy:
 async def take_snapshot(source: Source, repository: Repository, *, backup: bool = True) -> Manifest:
     """Copy the database, upload the copy, write its manifest. Nothing half is ever listed.
 
-    ``backup``: encrypt it for the recipients, and compare it with the last good one; else it is there to join from.
+    ``backup``: claim the place for this cluster, encrypt for the recipients, compare with the last good one. Otherwise
+    it lies in the cluster's own store, for others to join from.
     Raises AgentError, apsw.Error, OSError.
     """
     plain, parts = source.folder / "snapshot.db", source.folder / "snapshot.parts"
     try:
         made = await asyncio.to_thread(_make_copy, source, plain)
-        identity = Identity(
-            made.progress.cluster, made.progress.lineage or "", made.progress.node, time.time_ns() // 1_000_000
-        )
-        await repository.claim(identity)
+        if backup:
+            await repository.claim(_identity(made.progress))
         recipients = source.recipients if backup else ()
         packed = await asyncio.to_thread(packing.pack, plain, parts, recipients)
         size = plain.stat().st_size
@@ -71,8 +70,7 @@ async def take_snapshot(source: Source, repository: Repository, *, backup: bool 
         parent = await repository.best() if backup else None
         await source.published(made.progress.clock)
         manifest = _manifest(made, packed, size, parent.manifest if parent is not None else None, bool(recipients))
-        for part in packed.parts:
-            await repository.put_part(manifest.name, part, parts)
+        await repository.put_parts(manifest.name, packed.parts, parts)
         await repository.put_manifest(manifest)
     finally:
         copy.discard(plain)
@@ -89,6 +87,10 @@ async def take_snapshot(source: Source, repository: Repository, *, backup: bool 
             former=manifest.parent,
         )
     return manifest
+
+
+def _identity(progress: Progress) -> Identity:
+    return Identity(progress.cluster, progress.lineage or "", progress.node, time.time_ns() // 1_000_000)
 
 
 def _make_copy(source: Source, plain: Path) -> _Copy:

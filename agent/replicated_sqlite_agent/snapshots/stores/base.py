@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final, ParamSpec, Protocol, TypeVar
 
@@ -123,11 +125,11 @@ class Threaded:
 
     async def put_bytes(self, name: str, data: bytes) -> None:
         """See `Store`."""
-        await asyncio.to_thread(self._blocking.put_bytes, name, data)
+        await _on_thread(self._blocking.put_bytes, name, data)
 
     async def put_new(self, name: str, data: bytes) -> None:
         """See `Store`."""
-        await asyncio.to_thread(self._blocking.put_new, name, data)
+        await _on_thread(self._blocking.put_new, name, data)
 
     async def get_file(self, name: str, target: Path, moved: Moved = unobserved) -> None:
         """See `Store`."""
@@ -135,19 +137,19 @@ class Threaded:
 
     async def get_bytes(self, name: str) -> bytes:
         """See `Store`."""
-        return await asyncio.to_thread(self._blocking.get_bytes, name)
+        return await _on_thread(self._blocking.get_bytes, name)
 
     async def find(self, prefix: str) -> list[Entry]:
         """See `Store`."""
-        return await asyncio.to_thread(self._blocking.find, prefix)
+        return await _on_thread(self._blocking.find, prefix)
 
     async def delete(self, name: str) -> None:
         """See `Store`."""
-        await asyncio.to_thread(self._blocking.delete, name)
+        await _on_thread(self._blocking.delete, name)
 
     async def sweep(self, older_than_s: float) -> int:
         """See `Store`."""
-        return await asyncio.to_thread(self._blocking.sweep, older_than_s)
+        return await _on_thread(self._blocking.sweep, older_than_s)
 
 
 async def _transfer(operation: Callable[[str, Path, Moved], None], name: str, path: Path, moved: Moved) -> None:
@@ -160,6 +162,31 @@ async def _transfer(operation: Callable[[str, Path, Moved], None], name: str, pa
         moved(count)
 
     try:
-        await asyncio.to_thread(operation, name, path, watched)
+        await _on_thread(operation, name, path, watched)
     finally:
         cancelled.set()
+
+
+async def _on_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run it on a thread of its own that keeps no process from ending, however long the other side is silent."""
+    loop = asyncio.get_running_loop()
+    outcome: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[], None]) -> None:
+        if not outcome.done():
+            set_it()
+
+    def run() -> None:
+        try:
+            result = function(*args, **kwargs)
+        except BaseException as error:  # noqa: BLE001 - it is the waiting one's
+            tell(partial(outcome.set_exception, error))
+        else:
+            tell(partial(outcome.set_result, result))
+
+    def tell(set_it: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile: nobody waits any more
+            loop.call_soon_threadsafe(settle, set_it)
+
+    threading.Thread(target=run, name="store", daemon=True).start()
+    return await outcome

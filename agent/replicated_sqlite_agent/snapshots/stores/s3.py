@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,11 +30,9 @@ from replicated_sqlite_agent.snapshots.stores.base import (
 )
 
 _MULTIPART_BYTES: Final = 8 << 20
-"""Larger files go in pieces of this size."""
+"""Larger files go in pieces of this size, one after the other, each in memory: parts move side by side."""
 _PIECES_MOST: Final = 10_000
 """What S3 takes of one object; a larger file goes in larger pieces."""
-_WINDOW: Final = 3
-"""Pieces on their way at the same time, each in memory."""
 
 _ATTEMPTS: Final = 5
 """Attempts to read an object on, each from where the last one was cut."""
@@ -89,27 +85,12 @@ class S3Store:
         client, at = self._client, self._at(name)
         upload = client.create_multipart_upload(**at)["UploadId"]
         piece_bytes = max(_MULTIPART_BYTES, -(-os.fstat(file.fileno()).st_size // _PIECES_MOST))
-
-        def send(number: int, data: bytes) -> tuple[dict[str, object], int]:
-            answer = client.upload_part(**at, UploadId=upload, PartNumber=number, Body=data)
-            return {"PartNumber": number, "ETag": answer["ETag"]}, len(data)
-
         done: list[dict[str, object]] = []
-
-        def await_first(sending: deque[Future[tuple[dict[str, object], int]]]) -> None:
-            piece, size = sending.popleft().result()
-            done.append(piece)
-            moved(size)
-
         try:
-            with ThreadPoolExecutor(_WINDOW, "s3 upload") as threads:
-                sending: deque[Future[tuple[dict[str, object], int]]] = deque()
-                while data := file.read(piece_bytes):
-                    sending.append(threads.submit(send, len(done) + len(sending) + 1, data))
-                    if len(sending) == _WINDOW:
-                        await_first(sending)
-                while sending:
-                    await_first(sending)
+            while data := file.read(piece_bytes):
+                answer = client.upload_part(**at, UploadId=upload, PartNumber=len(done) + 1, Body=data)
+                done.append({"PartNumber": len(done) + 1, "ETag": answer["ETag"]})
+                moved(len(data))
             client.complete_multipart_upload(**at, UploadId=upload, MultipartUpload={"Parts": done})
         except BaseException:
             with suppress(ClientError, BotoCoreError):
