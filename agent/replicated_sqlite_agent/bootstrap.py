@@ -255,8 +255,9 @@ class Bootstrap:
 
     async def _has_tail(self, manifest: Manifest) -> bool:
         state = await self._session.stream_state()
+        whole = manifest.sequence == 0 and state.first == 1
         # The message at the position is still there: by it the reader sees that nothing was lost.
-        return manifest.stream == state.id and (manifest.sequence >= state.first or manifest.sequence == 0 == state.first - 1)
+        return manifest.stream == state.id and (whole or manifest.sequence >= state.first)
 
     async def adopt(self) -> None:
         """The application's own file meets a cluster that exists: make them one, as `adopt` says."""

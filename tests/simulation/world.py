@@ -126,6 +126,8 @@ class WatchedReplica(Replica):
         if stored is None:
             raise FlawError(f"{rows.table.name}{key} was folded and has no versions")
         clock = max((v.clock for v in stored.state.versions() if v.run == self.progress.run), default=0)
+        if stored.state.newest().clock > clock:
+            raise FlawError(f"{rows.table.name}{key} was written at {clock} after seeing {stored.state}")
         if clock == 0:
             raise FlawError(f"{rows.table.name}{key} was folded and has no version of its own: {stored.state}")
         same = rows.table.same_key(key)

@@ -34,8 +34,7 @@ def fold_key(
     inserted = any(m.kind == Kind.INSERT for m in news)
     # Nothing stored: a founding row, unless the first that is heard of it is an insert.
     alive = entry.alive if entry is not None else not (news and news[0].kind == Kind.INSERT)
-    visible = alive and not hidden
-    if not news and (present or not visible):
+    if not news and (present or hidden):
         return None
     if not present:
         return dead(Version(mentions[-1].clock, run))

@@ -51,6 +51,9 @@ LEFTOVER_S: Final = 24 * 3600.0
 _AT_ONCE: Final = 3
 """Parts that move at the same time."""
 
+_ASKED_AT_ONCE: Final = 8
+"""Snapshots whose documents are read at the same time."""
+
 
 class AnotherClusterError(AgentError):
     """The prefix belongs to another cluster; nothing was written."""
@@ -65,6 +68,8 @@ class Repository:
 
     def __init__(self, store: Store) -> None:
         self.store = store
+        self._known: dict[str, Manifest] = {}
+        """Manifests that were read for a listing; they are written once."""
 
     @property
     def place(self) -> str:
@@ -101,13 +106,19 @@ class Repository:
         """Every snapshot that has a manifest, the oldest first."""
         objects = {entry.name for entry in await self.store.find(_FOLDER)}
         names = sorted(name.removeprefix(_FOLDER).removesuffix(_MANIFEST) for name in objects if _is_manifest(name))
-        found = [await self._held(name, objects) for name in names]
+        self._known = {name: manifest for name, manifest in self._known.items() if name in names}
+        gate = asyncio.Semaphore(_ASKED_AT_ONCE)
+        found = await asyncio.gather(*(self._held(name, objects, gate) for name in names))
         # Names tell the second only.
         return sorted((one for one in found if one is not None), key=lambda one: (_taken_ms(one), one.name))
 
-    async def _held(self, name: str, objects: set[str]) -> Held | None:
+    async def _held(self, name: str, objects: set[str], gate: asyncio.Semaphore) -> Held | None:
+        async with gate:
+            return await self._read(name, objects)
+
+    async def _read(self, name: str, objects: set[str]) -> Held | None:
         try:
-            manifest = await self.manifest(name)
+            manifest = self._known[name] = self._known.get(name) or await self.manifest(name)
         except ObjectAbsentError:
             return None  # removed meanwhile
         except SnapshotDamagedError as error:

@@ -137,6 +137,47 @@ def test_a_join_needs_no_store_while_members_live(tmp_path: Path, s3: S3, seawee
         assert proxy.faults["503"] > 0
 
 
+@pytest.mark.slow
+def test_a_store_that_is_away_is_told_counted_and_waited_for(tmp_path: Path, s3: S3, seaweed: Any) -> None:
+    repository = s3_repository(s3)
+    with FaultProxy(seaweed.url) as proxy:
+        settings = in_s3(s3, endpoint=proxy.url, schedule="1s", retention={"keep": 2})
+        with Cluster(tmp_path, size=1, settings=everywhere(settings, 1)) as cluster:
+            agent = cluster.agents[0]
+            until(fetched(repository), "a snapshot is verified")
+            proxy.fail_with = 503
+            until(lambda: agent.metric("rsqlite_snapshot_failures_total") >= 1, "a failure is counted")
+            assert any("the last snapshot failed: s3://" in alarm for alarm in agent.status()["alarms"])
+            assert agent.answers("/readyz")
+            proxy.fail_with = None
+            verified = agent.metric("rsqlite_snapshots_verified_total")
+            until(lambda: agent.metric("rsqlite_snapshots_verified_total") > verified, "the next one is verified")
+            assert agent.status()["snapshots"]["trouble"] is None
+            proxy.hang_puts.set()
+            until(proxy.held.is_set, "an upload is on its way")
+            agent.kill()
+            proxy.hang_puts.clear()
+            assert {one.state for one in held(repository)} <= {"verified", "not verified"}
+            agent.start()
+            names = {one.name for one in held(repository)}
+            until(
+                lambda: [one for one in held(repository) if one.good and one.name not in names], "a new one is verified"
+            )
+        assert proxy.faults["503"] >= 5
+        assert proxy.faults["held"] >= 1
+
+
+def test_a_stop_does_not_wait_for_a_store_that_is_silent(tmp_path: Path, s3: S3, seaweed: Any) -> None:
+    with FaultProxy(seaweed.url) as proxy:
+        proxy.hang_puts.set()
+        settings = in_s3(s3, endpoint=proxy.url, schedule="1h")
+        with Cluster(tmp_path, size=1, settings=everywhere(settings, 1)) as cluster:
+            until(proxy.held.is_set, "an upload is on its way")
+            assert cluster.agents[0].terminate(timeout=30) == 0
+        assert proxy.faults["held"] >= 1
+    assert held(s3_repository(s3)) == []
+
+
 def test_everything_is_lost_but_the_store(tmp_path: Path, s3: S3) -> None:
     settings = in_s3(s3, schedule="1h")
     with Cluster(tmp_path / "old", size=2, settings=everywhere(settings, 2)) as cluster:

@@ -38,3 +38,16 @@ def test_touched_and_gone_is_a_delete() -> None:
     gone = fold(Mention(Kind.TOUCHED, 0, 11), entry=alive(5), present=False)
     assert gone is not None
     assert (gone.alive, gone.life) == (False, Version(11, RUN))
+
+
+def test_touched_and_gone_moves_a_delete_that_the_first_part_of_the_log_has_shown() -> None:
+    """The fold in parts sees rows as they are at the end: the row was there when it was touched."""
+    first = fold(Mention(Kind.TOUCHED, 0, 11), entry=alive(5), present=False)
+    second = fold(Mention(Kind.UPDATE, -1, 12), entry=first, present=False)
+    third = fold(Mention(Kind.TOUCHED, 0, 13), entry=second, present=False)
+    assert third is not None
+    assert third.life == Version(13, RUN)
+
+
+def test_a_touched_row_that_waits_hidden_is_not_deleted() -> None:
+    assert fold(Mention(Kind.TOUCHED, 0, 11), entry=alive(5), present=False, hidden=True) is None
