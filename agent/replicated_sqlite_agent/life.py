@@ -640,7 +640,13 @@ class Life:
 
     def _snapshot_source(self) -> Source:
         keys = self._bootstrap.recipients
-        return Source(self.settings.database, self._folder, self._options, self.counters, keys, self._published)
+        return Source(
+            self.settings.database, self._folder, self._options, self.counters, keys, self._now_ms, self._published
+        )
+
+    def _now_ms(self) -> int:
+        """The stream server's time, or this machine's as long as it is not known."""
+        return self.timekeeper.now_ms() or time.time_ns() // 1_000_000
 
     def _keeper(self) -> Keeper:
         """What takes and checks backups."""
@@ -653,7 +659,7 @@ class Life:
             run_number=self.run_number,
             node=self.settings.node,
             folder=self._folder,
-            now_ms=self.timekeeper.now_ms,
+            now_ms=self._now_ms,
             counters=self.counters,
             backups=self.backups,
             take=lambda: self.snapshot(backup=True),

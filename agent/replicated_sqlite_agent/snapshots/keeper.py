@@ -6,7 +6,6 @@ All members run this; whoever gets the lease when one is due takes it.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -85,8 +84,8 @@ class Keeper:
     run_number: int
     node: str
     folder: Path
-    now_ms: Callable[[], int | None]
-    """The stream server's time."""
+    now_ms: Callable[[], int]
+    """The stream server's time, by which snapshots are stamped too."""
     counters: Counters
     backups: Backups
     take: Callable[[], Awaitable[Manifest]]
@@ -109,7 +108,8 @@ class Keeper:
     async def _look(self) -> None:
         if self.backups.unchecked is not None:
             await self._check(self.backups.unchecked)
-        now_ms = self.now_ms() or time.time_ns() // 1_000_000
+        await self.session.wait_connected()
+        now_ms = self.now_ms()
         known = self.backups.last
         if known is not None and not self._due(known.taken_ms / 1000, now_ms / 1000):
             return
@@ -117,7 +117,7 @@ class Keeper:
             return
         newest = await self.repository.newest_name()
         if not self._due(taken_at(newest) if newest is not None else None, now_ms / 1000):
-            if newest is not None and known is None:
+            if newest is not None and (known is None or known.name != newest):
                 self.backups.last = await self.repository.manifest(newest)
             return
         holding = asyncio.create_task(self._hold(), name="hold the lease on snapshots")
@@ -134,8 +134,7 @@ class Keeper:
         while True:
             await asyncio.sleep(RENEW_S)
             with suppress(AgentError):
-                now_ms = self.now_ms() or time.time_ns() // 1_000_000
-                await try_lease(self.session, "snapshot", self.run_number, now_ms, LEASE_S)
+                await try_lease(self.session, "snapshot", self.run_number, self.now_ms(), LEASE_S)
 
     async def once(self) -> Manifest:
         """Take one, check it, remove old ones. Raises AgentError, apsw.Error, OSError."""

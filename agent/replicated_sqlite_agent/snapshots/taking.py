@@ -36,6 +36,8 @@ class Source:
     counters: Counters
     recipients: Sequence[bytes]
     """Public keys; none: not encrypted."""
+    now_ms: Callable[[], int]
+    """The time that all members share: schedules compare it with what is stored."""
     published: Callable[[int], Awaitable[None]]
     """Returns once the stream has everything of this run up to a clock: else a snapshot would spread rows that no
     stream has."""
@@ -59,17 +61,19 @@ async def take_snapshot(source: Source, repository: Repository, *, backup: bool 
     Raises AgentError, apsw.Error, OSError.
     """
     plain, parts = source.folder / "snapshot.db", source.folder / "snapshot.parts"
+    now_ms = source.now_ms()
     try:
         made = await asyncio.to_thread(_make_copy, source, plain)
         if backup:
-            await repository.claim(_identity(made.progress))
+            await repository.claim(_identity(made.progress, now_ms))
         recipients = source.recipients if backup else ()
         packed = await asyncio.to_thread(packing.pack, plain, parts, recipients)
         size = plain.stat().st_size
         copy.discard(plain)
         parent = await repository.best() if backup else None
         await source.published(made.progress.clock)
-        manifest = _manifest(made, packed, size, parent.manifest if parent is not None else None, bool(recipients))
+        former = parent.manifest if parent is not None else None
+        manifest = _manifest(made, packed, size, former, encrypted=bool(recipients), now_ms=now_ms)
         await repository.put_parts(manifest.name, packed.parts, parts)
         await repository.put_manifest(manifest)
     finally:
@@ -89,8 +93,8 @@ async def take_snapshot(source: Source, repository: Repository, *, backup: bool 
     return manifest
 
 
-def _identity(progress: Progress) -> Identity:
-    return Identity(progress.cluster, progress.lineage or "", progress.node, time.time_ns() // 1_000_000)
+def _identity(progress: Progress, now_ms: int) -> Identity:
+    return Identity(progress.cluster, progress.lineage or "", progress.node, now_ms)
 
 
 def _make_copy(source: Source, plain: Path) -> _Copy:
@@ -105,11 +109,13 @@ def _make_copy(source: Source, plain: Path) -> _Copy:
         db.close()
 
 
-def _manifest(made: _Copy, packed: packing.Packed, size: int, parent: Manifest | None, encrypted: bool) -> Manifest:
+def _manifest(
+    made: _Copy, packed: packing.Packed, size: int, parent: Manifest | None, *, encrypted: bool, now_ms: int
+) -> Manifest:
     progress = made.progress
     rows = sum(table.rows for table in made.tables.values())
     return Manifest(
-        name=f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}",
+        name=f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime(now_ms // 1000))}-{secrets.token_hex(4)}",
         cluster=progress.cluster,
         lineage=progress.lineage or "",
         node=progress.node,
@@ -131,5 +137,5 @@ def _manifest(made: _Copy, packed: packing.Packed, size: int, parent: Manifest |
         smaller=parent is not None and is_smaller(rows, parent.rows),
         agent=__version__,
         sqlite=apsw.sqlite_lib_version(),
-        taken_ms=time.time_ns() // 1_000_000,
+        taken_ms=now_ms,
     )

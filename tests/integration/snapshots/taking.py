@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -54,5 +55,7 @@ async def take(
 
     folder = database.with_name(database.name + ".rsqlite")
     folder.mkdir(exist_ok=True)
-    source = Source(database, folder, _options(), counters or Counters(), recipients, published)
+    source = Source(
+        database, folder, _options(), counters or Counters(), recipients, lambda: time.time_ns() // 1_000_000, published
+    )
     return await take_snapshot(source, repository)
