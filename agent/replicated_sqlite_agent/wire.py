@@ -105,19 +105,15 @@ IMAGE_ROWS_MIN = 65
 """From here on an SQLite image is cheaper than msgpack on both sides (about 25 µs fixed cost a side)."""
 
 
+def image_columns(keys: int, columns: int) -> list[str]:
+    """The columns of a row as it travels: key, versions, values."""
+    key, values = (f"k{i + 1}" for i in range(keys)), (f"v{i + 1}" for i in range(columns))
+    return [*key, "l", "lr", "dead", "u", "ur", "x", *values]
+
+
 def image_schema(keys: int, columns: int) -> str:
     """The one table of an image. A receiver refuses an image whose schema has any other text."""
-    names = [
-        *(f"k{i + 1}" for i in range(keys)),
-        "l",
-        "lr",
-        "dead",
-        "u",
-        "ur",
-        "x",
-        *(f"v{i + 1}" for i in range(columns)),
-    ]
-    return f"CREATE TABLE r({', '.join(names)})"
+    return f"CREATE TABLE r({', '.join(image_columns(keys, columns))})"
 
 
 _chunk_decoder = msgspec.msgpack.Decoder(Chunk)

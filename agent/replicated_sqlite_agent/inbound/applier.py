@@ -29,7 +29,16 @@ from replicated_sqlite_agent.replica import conflicts
 from replicated_sqlite_agent.replica.rows import Rows
 from replicated_sqlite_agent.replica.state import FOLD_ROWS_MAX, Replica
 from replicated_sqlite_agent.replica.uniqueness import settle
-from replicated_sqlite_agent.wire import Block, Header, WireError, decode_frames, encode_frame, row_from_wire
+from replicated_sqlite_agent.wire import (
+    Block,
+    Header,
+    WireError,
+    decode_frames,
+    encode_frame,
+    image_columns,
+    image_schema,
+    row_from_wire,
+)
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger(__name__)
 
@@ -500,16 +509,13 @@ def _as_rows(block: Block) -> Block:
     db = apsw.Connection(":memory:")
     db.deserialize("main", block.image)
     width, columns = len(block.key), len(block.columns)
-    names = [
-        *(f"k{i + 1}" for i in range(width)),
-        "l",
-        "lr",
-        "dead",
-        "u",
-        "ur",
-        "x",
-        *(f"v{i + 1}" for i in range(columns)),
-    ]
-    rows = [list(row) if not row[width + 2] else list(row[: width + 6]) for row in select(db, names, "FROM r")]
-    db.close()
+    try:
+        if all_rows(db, "SELECT type, name, sql FROM sqlite_schema") != [("table", "r", image_schema(width, columns))]:
+            raise WireError(f"an image for table {block.table} holds something else than rows")
+        found = select(db, image_columns(width, columns), "FROM r")
+    except (apsw.CorruptError, apsw.NotADBError) as error:
+        raise WireError(f"an image for table {block.table} is damaged: {error}") from error
+    finally:
+        db.close()
+    rows = [list(row) if not row[width + 2] else list(row[: width + 6]) for row in found]
     return Block(block.table, block.digest, block.key, block.columns, block.runs, block.count, rows)

@@ -19,7 +19,7 @@ from replicated_sqlite_agent.database.exact import Row, select
 from replicated_sqlite_agent.database.identifiers import PREFIX, listed, quote
 from replicated_sqlite_agent.database.own_tables import Runs, key_columns
 from replicated_sqlite_agent.replica.rows import Rows
-from replicated_sqlite_agent.wire import Block, WireError, image_schema
+from replicated_sqlite_agent.wire import Block, WireError, image_columns, image_schema
 
 STAGED = f"temp.{PREFIX}staged"
 _KNOWN = f"temp.{PREFIX}known"
@@ -48,7 +48,7 @@ class Stage:
         """The rows as a subquery: ``n`` (the rowid), then the columns of an image, runs numbered as in this file."""
         self._copied = f"{STAGED}_{number}"
         self._slot = f"image{number}" if number < _SLOTS else None
-        self._names = image_schema(keys, columns).removeprefix("CREATE TABLE r(").removesuffix(")").split(", ")
+        self._names = image_columns(keys, columns)
 
     def add(self, block: Block, runs: Runs) -> None:
         """Take an image's rows. Outside a transaction. Raises WireError."""
@@ -77,7 +77,7 @@ class Stage:
         """From now on the rows are copied into one table."""
         if self.table == self._copied:
             return
-        shape = image_schema(self.keys, self.columns).removeprefix("CREATE TABLE r")
+        shape = f"({', '.join(self._names)})"
         self.db.execute(f"DROP TABLE IF EXISTS {self._copied}")
         self.db.execute(f"CREATE TABLE {self._copied}{shape}")
         if self.table:

@@ -55,7 +55,7 @@ def renew_rowids(db: apsw.Connection, rows: Rows, log: str, top: int) -> None:
     """A table copied and renamed has other rowids but the same order of rows: put the names back by that order.
 
     Called when the schema cookie moved, nothing of the table waiting for the fold: until then names lie on rowids of
-    rows that are gone. Rows beyond the known ones are new: logged as inserts. VACUUM keeps rowids: `install` sees to it.
+    rows that are gone. Rows beyond the known ones are new: logged as inserts. (VACUUM keeps rowids; see `install`.)
     """
     base = f"SELECT rowid FROM {quote(rows.table.name)} ORDER BY rowid"
     lying = [row[0] for row in db.execute(base)]

@@ -7,6 +7,7 @@ from the file that the settings name, again whenever that file changes.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -55,15 +56,17 @@ class S3Store:
         self._prefix = f"{prefix}/" if prefix else ""
         self.place = f"s3://{settings.bucket}/{prefix}".rstrip("/")
         self._made: tuple[float, Any] | None = None
+        self._making = threading.Lock()
 
     @property
     def _client(self) -> Any:
         """The client; made anew when the credentials file has changed."""
         path = self._settings.credentials
         stamp = path.stat().st_mtime if path is not None else 0.0
-        if self._made is None or self._made[0] != stamp:
-            self._made = (stamp, _client(self._settings))
-        return self._made[1]
+        with self._making:
+            if self._made is None or self._made[0] != stamp:
+                self._made = (stamp, _client(self._settings))
+            return self._made[1]
 
     def _at(self, name: str) -> dict[str, str]:
         return {"Bucket": self._bucket, "Key": self._prefix + name}
@@ -108,7 +111,7 @@ class S3Store:
         Where the service refuses conditions or ignores them, looking before and after stands in: two writers at the
         same moment then both see the later one's object, so at most one of them goes on.
         """
-        if self._exists(name):
+        if self._content(name) is not None:
             raise ObjectExistsError(f"{self.place} already holds {name}")
         with self._explained(f"{name} cannot be written"):
             try:
@@ -124,13 +127,6 @@ class S3Store:
                 time.sleep(_SETTLE_S)
         if self.get_bytes(name) != data:
             raise ObjectExistsError(f"{self.place} already holds {name}, written by another at the same moment")
-
-    def _exists(self, name: str) -> bool:
-        try:
-            self.get_bytes(name)
-        except ObjectAbsentError:
-            return False
-        return True
 
     def _content(self, name: str) -> bytes | None:
         try:
