@@ -235,8 +235,8 @@ class Oracle:
         if write.inherited or not write.state.alive or (final is not None and final.newest() == version):
             return False
         others = [w for w in writes if newest_own(w) != version]
-        if any(knew(w, version) or newest_own(w).clock == version.clock for w in others):
-            return False  # somebody replaced it knowingly, or it is one write under two runs
+        if any(knew(w, version) or version.clock in (w.clock, w.state.life.clock) for w in others):
+            return False  # somebody replaced it knowingly, or the two are taken for one write under two runs
         mine = self._row_values(write.table, write.key, version)
         if not mine or any(self._row_values(w.table, w.key, newest_own(w)) == mine for w in others):
             return False  # an equal value is no conflict

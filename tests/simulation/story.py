@@ -126,12 +126,17 @@ def _lose(world: World, node: Node) -> str | None:
     del world.stream.messages[-count:]
     for other in world.nodes:
         other.notice_loss()
-    lo = least([other.replica.runs.vector() for other in world.nodes])
-    for other in world.nodes:
-        other.refill(lo)
     world.hit("stream lost messages")
     world.oracle.torn = world.lossy = True
-    return f"{count} messages, refill from {lo}"
+    return f"{count} messages, refill from {_refill(world)}"
+
+
+def _refill(world: World) -> dict[int, int]:
+    """Everybody says again what somebody may lack."""
+    lo = least([node.replica.runs.vector() for node in world.nodes])
+    for node in world.nodes:
+        node.refill(lo)
+    return lo
 
 
 COMMON: tuple[tuple[int, Step], ...] = (
@@ -202,7 +207,7 @@ def settle(world: World) -> None:
     world.now_ms += UNFINISHED_MS
     for node in world.nodes:
         world.history.append(f"{node.name} last words: {node.write_something()}")
-    for _ in range(12):
+    for turn in range(16):
         said = False
         for node in world.nodes:
             node.read_again()
@@ -216,8 +221,13 @@ def settle(world: World) -> None:
             while node.cursor < world.stream.last:
                 world.history.append(f"{node.name} pull: {node.pull(99)}")
                 said = True
-        if not said and not any([_forced(world, node) for node in world.nodes]):
+        waiting = any(node.applier.parked() for node in world.nodes)
+        if not said and not waiting:
             break
+        if not said and turn < 8:
+            world.history.append(f"refill from {_refill(world)}")
+        elif not said:
+            world.history.append(f"gaps forced: {[_forced(world, node) for node in world.nodes]}")
     else:
         raise FlawError("the replicas do not come to rest")
     for node in world.nodes:

@@ -82,7 +82,7 @@ class Sender:
         header = Header("peer", lo, hi, stretches=[(hi, {r: c for r, c in seen.items() if c})])
         tables = self.chance.sample(TABLES, self.chance.randint(1, 3))
         rows = [
-            (t, {k: self._state(t, k) for k in {self._key(t) for _ in range(self.chance.randint(1, 6))}})
+            (t, {k: self._state(t, k) for k in dict.fromkeys(self._key(t) for _ in range(self.chance.randint(1, 6)))})
             for t in tables
         ]
         return run, header, rows

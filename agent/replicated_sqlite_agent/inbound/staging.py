@@ -181,7 +181,7 @@ def _take_contested(rows: Rows, stage: Stage) -> list[Row]:
     known = f"coalesce((SELECT clock FROM {_KNOWN} WHERE id = coalesce(s.ur, s.lr)), 0)"
     newer_life = f"i.l > s.l AND (s.dead OR (s.x IS NULL AND coalesce(s.u, s.l) <= {known}))"
     same_life = "i.l = s.l AND i.lr = s.lr AND i.dead = s.dead AND i.x IS NULL AND s.x IS NULL"
-    newer_update = f"i.u IS NOT NULL AND (s.u IS NULL OR (i.u > s.u AND s.u <= {known}))"
+    newer_update = f"i.u IS NOT NULL AND ((s.u IS NULL AND i.u > s.l) OR (i.u > s.u AND s.u <= {known}))"
     plain = f"({newer_life}) OR ({same_life} AND (({newer_update}) OR (i.u IS s.u AND i.ur IS s.ur)))"
     found = all_rows(
         stage.db, f"SELECT i.n FROM {stage.source} AS i JOIN {rows.side} AS s ON {side} WHERE NOT ({plain})"

@@ -246,6 +246,8 @@ class Replica:
         pending = {row[0] for row in all_rows(self.db, unfolded, (self.progress.folded_seq,))}
         self._use(install(self.db, self.options, founding=False))
         for rows in self.tables.values():
+            if rows.table.unique and rows.any_hidden():
+                settle(rows, [])  # what was just folded may have made room, and the UNIQUE indexes may be others
             if rows.table.keyless and rows.captured.number not in pending:
                 renew_rowids(self.db, rows, LOG, rows.captured.number * KIND_FACTOR)
 
@@ -438,8 +440,10 @@ class Replica:
         for rows in self.tables.values():
             self._say_again_above_floor(rows)
         covers = dict(progress.covers)
+        # Rows that wait here for a schema are not said, so nobody may take this for everything of their runs.
+        complete = scalar(self.db, f"SELECT count(*) FROM {PREFIX}paused") == 0
         for run, clock in self.vector_of_others().items():
-            if clock > lo.get(run, 0):
+            if complete and clock > lo.get(run, 0):
                 covers[run] = (min(lo.get(run, 0), covers.get(run, (clock, 0))[0]), clock)
         self.progress = replace(self.progress, published=min(progress.published, lo.get(own, 0)), covers=covers)
         self._acknowledged = (0, 0, 0)
