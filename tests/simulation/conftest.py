@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-SEEDS = 200
+SEEDS = 150
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

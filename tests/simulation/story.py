@@ -224,6 +224,8 @@ def settle(world: World) -> None:
         waiting = any(node.applier.parked() for node in world.nodes)
         if not said and not waiting:
             break
+        if waiting and not (world.lossy or world.hits.get("publish lost")):
+            raise FlawError("groups wait for what came before them although the stream lost nothing")
         if not said and turn < 8:
             world.history.append(f"refill from {_refill(world)}")
         elif not said:

@@ -168,6 +168,11 @@ class Intake:
             sequence, group_id = before - 1, self._assembler.previous
         return Point(self._stream_id, sequence, group_id)
 
+    def _stored_point(self) -> Point:
+        """Where the file is."""
+        progress = self._applier.replica.progress
+        return Point(self._stream_id, progress.sequence, progress.group_id)
+
     async def _apply(self, groups: list[Arrived], before: int | None) -> None:
         point = self._point(before)
         for attempt in range(1, TRIES + 1):
@@ -176,8 +181,9 @@ class Intake:
             except (WireError, apsw.Error, AssertionError, KeyError, TypeError, ValueError) as error:
                 self._counters.apply_failures += 1
                 if len(groups) > 1:
-                    for group in groups:
-                        await self._apply_alone(group, point)
+                    for group in groups[:-1]:
+                        await self._apply_alone(group, self._stored_point())
+                    await self._apply_alone(groups[-1], point)
                     return
                 if attempt == TRIES:
                     await self._give_up(groups[0], point, error)
@@ -187,7 +193,9 @@ class Intake:
                 return
 
     async def _apply_alone(self, group: Arrived, point: Point) -> None:
-        """One group of a batch that failed as a whole; the position moves with the last one only."""
+        """One group of a batch that failed as a whole; the position moves with the last one only, or a crash between
+        two of them would skip the second.
+        """
         for attempt in range(1, TRIES + 1):
             try:
                 outcome = await self._write([group], point)

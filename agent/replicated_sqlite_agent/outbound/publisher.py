@@ -220,10 +220,13 @@ class Publisher:
             self._moved.notify_all()
 
     async def read_back(self, group_id: bytes) -> None:
-        """An own message came back from the stream: an acknowledgement, if its own one was lost."""
-        for underway in list(self._underway):
-            if underway.group.id == group_id and underway.sent:
-                await self.advance(underway.group.hi, underway.group.seq)
+        """An own message came back from the stream: an acknowledgement, if its own one was lost.
+
+        Only of the oldest group under way: that a later one is there does not say that an earlier one is.
+        """
+        oldest = self._underway[0] if self._underway else None
+        if oldest is not None and oldest.group.id == group_id and oldest.sent:
+            await self.advance(oldest.group.hi, oldest.group.seq)
 
     async def wait_published(self, seq: int) -> None:
         """Return once the stream has every log row up to this one."""
